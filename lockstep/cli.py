@@ -1,0 +1,93 @@
+"""The command `lockstep`: train, sft, eval. Each is a thin call; a user's mistake is one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+HELP = """\
+usage: lockstep COMMAND ...
+
+Reinforcement learning of language-model agents, trainer and engine in lockstep.
+
+commands:
+  train RECIPE [--resume RUN] [options]    cold start, then reinforcement learning
+  sft RECIPE [--resume RUN] [options]      the cold start alone, and an evaluation
+  eval CHECKPOINT [--environment NAME]     held-out success of a checkpoint
+
+RECIPE is a Python file with a module-level `run = Run(...)`, for example recipes/ledger.py.
+`lockstep train RECIPE --help` lists every option of that recipe.
+"""
+
+
+class UsageError(ValueError):
+    """A wrong command line: one line, with the fix."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0 done, 1 an invariant broke, 2 a user's mistake, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    if arguments[0] == "--version":
+        from lockstep import __version__
+
+        print(f"lockstep {__version__}")
+        return 0
+    return _guarded(lambda: _dispatch(arguments[0], arguments[1:]))
+
+
+def _dispatch(command: str, arguments: list[str]) -> None:
+    commands: dict[str, Callable[[list[str]], None]] = {"train": _train, "sft": _sft, "eval": _eval}
+    if command not in commands:
+        from lockstep.options import nearest
+
+        raise UsageError(f"no command {command!r}{nearest(command, commands)}; the commands are {', '.join(commands)}")
+    commands[command](arguments)
+
+
+def _guarded(action: Callable[[], None]) -> int:
+    from lockstep.types import InvariantError
+
+    try:
+        action()
+    except InvariantError as error:
+        print(f"lockstep: invariant broken: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, FileNotFoundError) as error:
+        if getattr(error, "__lockstep_bug__", False):
+            raise
+        print(f"lockstep: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lockstep: interrupted; continue with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _train(arguments: list[str]) -> None:
+    from lockstep.options import recipe_and_options
+    from lockstep.train import train
+
+    run, resume = recipe_and_options("train", arguments)
+    train(run, resume=resume)
+
+
+def _sft(arguments: list[str]) -> None:
+    from lockstep.options import recipe_and_options
+    from lockstep.train import train
+
+    run, resume = recipe_and_options("sft", arguments)
+    train(run, resume=resume, sft_only=True)
+
+
+def _eval(arguments: list[str]) -> None:
+    from lockstep.evaluate_checkpoint import main as evaluate_checkpoint
+
+    evaluate_checkpoint(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

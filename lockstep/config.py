@@ -1,0 +1,145 @@
+"""A run's configuration: composes each component's own dataclass, and checks what crosses between them.
+
+A recipe is a Python file with a module-level `run = Run(...)`. Code below the root receives the parts, never the Run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from lockstep.algorithm.algorithm import GRPO
+from lockstep.model.tiny import TinyModel
+from lockstep.rollout.environment import Environment
+from lockstep.rollout.harmony import HarmonyOptions
+from lockstep.rollout.trajectory import Rollout
+from lockstep.sft import SFT
+from lockstep.trainer.optimizer import Optimizer
+
+EnvironmentT = TypeVar("EnvironmentT", bound=Environment)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run. One line: the option, its value, and what fixes it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """The embedded engine."""
+
+    max_concurrency: int = 256
+    """Trajectories that generate at once; more wait their turn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Held-out evaluation, before the first step, every so many steps, and at the end."""
+
+    num_tasks: int = 256
+    """Held-out tasks, the environment's first ones; each is tried once sampled at temperature 1 and once greedily."""
+    every: int = 0
+    """Also evaluate every so many steps; 0 only before and after."""
+    success_reward: float = 1.0
+    """A trajectory succeeds when its reward is at least this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Generic[EnvironmentT]):
+    """Everything that decides a run. Every field can be overridden from the command line, e.g. --rollout.group-size 16."""
+
+    environment: EnvironmentT
+    """The tasks, their tools and their reward."""
+    name: str
+    """Files go to RUNS/NAME (NAME-2 and so on when that exists)."""
+    model: str = "tiny"
+    """A Hugging Face causal LM's folder or id; 'tiny' builds the small GPT-OSS described by --tiny.*."""
+    tiny: TinyModel = field(default_factory=TinyModel)
+    """Sizes of the model that 'tiny' builds."""
+    harmony: HarmonyOptions = field(default_factory=HarmonyOptions)
+    """How conversations are rendered for models that speak Harmony."""
+    sft: SFT = field(default_factory=SFT)
+    """The supervised cold start before reinforcement learning."""
+    num_steps: int = 100
+    """Steps of reinforcement learning."""
+    rollout: Rollout = field(default_factory=Rollout)
+    """How trajectories are sampled."""
+    engine: Engine = field(default_factory=Engine)
+    """The engine that samples them."""
+    algorithm: GRPO = field(default_factory=GRPO)
+    """Advantages, correction and loss."""
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    """The optimiser of reinforcement learning."""
+    microbatch_tokens: int = 16384
+    """Tokens in one forward and backward; changes memory and speed, never the result beyond rounding."""
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    """Held-out evaluation."""
+    checkpoint_every: int = 20
+    """Steps between checkpoints, in both phases; the last step always has one."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay on disk."""
+    runs: Path = Path("runs")
+    """Where runs are written."""
+    tensorboard: bool = True
+    """Also write TensorBoard events."""
+    threads: int = 2
+    """CPU threads that PyTorch computes with."""
+    seed: int = 0
+    """Decides the tiny model's weights, the order of the data and every sampled token."""
+
+
+def check(run: Run) -> None:
+    """Raise ConfigError for what no component can see alone, and for values out of range."""
+    counts = {
+        "num_steps": run.num_steps,
+        "rollout.num_prompts": run.rollout.num_prompts,
+        "rollout.max_turns": run.rollout.max_turns,
+        "rollout.max_tokens": run.rollout.max_tokens,
+        "rollout.max_action_tokens": run.rollout.max_action_tokens,
+        "engine.max_concurrency": run.engine.max_concurrency,
+        "microbatch_tokens": run.microbatch_tokens,
+        "evaluation.num_tasks": run.evaluation.num_tasks,
+        "checkpoint_every": run.checkpoint_every,
+        "keep_checkpoints": run.keep_checkpoints,
+        "threads": run.threads,
+    }
+    for option, value in counts.items():
+        if value < 1:
+            raise ConfigError(f"{option}={value}: must be at least 1")
+    if run.rollout.group_size < 2:
+        raise ConfigError(f"rollout.group_size={run.rollout.group_size}: group-relative advantages need >= 2; raise it")
+    if run.rollout.temperature <= 0:
+        raise ConfigError(f"rollout.temperature={run.rollout.temperature}: training samples at a temperature > 0; use 1.0")
+    if run.rollout.max_lag:
+        raise ConfigError(f"rollout.max_lag={run.rollout.max_lag}: the embedded engine shares the trainer's weights; set it to 0")
+    if run.optimizer.learning_rate <= 0:
+        raise ConfigError(f"optimizer.learning_rate={run.optimizer.learning_rate}: must be above 0")
+    if run.model == "tiny" and run.rollout.max_tokens > run.tiny.max_length:
+        raise ConfigError(f"rollout.max_tokens={run.rollout.max_tokens}: the tiny model has {run.tiny.max_length} positions; lower it or raise tiny.max_length")
+
+
+def as_dict(run: Run) -> dict[str, Any]:
+    """The resolved configuration as JSON-able values; the environment carries its class's name."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        return str(value) if isinstance(value, Path) else value
+
+    kind = type(run.environment)
+    return plain(run) | {"environment_class": f"{kind.__module__}.{kind.__qualname__}"}
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Options in which two resolved configurations differ, each as 'option was A, is B'."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key} was {before!r}, is {after!r}")
+    return found

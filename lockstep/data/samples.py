@@ -1,0 +1,51 @@
+"""Trajectories to samples: concatenation only. Where a turn restarts the history, a new sample begins."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lockstep.types import InvariantError, Sample, Trajectory, Turn
+
+
+def to_samples(trajectory: Trajectory, advantage: float) -> list[Sample]:
+    """The trajectory's unbroken token histories, every action token with the trajectory's advantage.
+
+    Routes recorded by the engine cover the whole prompt of a turn, so a sample takes its last turn's.
+    """
+    histories: list[list[Turn]] = []
+    for turn in trajectory.turns:
+        if turn.restarts or not histories:
+            histories.append([])
+        histories[-1].append(turn)
+    return [_flatten(trajectory.id, turns, advantage) for turns in histories if any(turn.action for turn in turns)]
+
+
+def _flatten(trajectory_id: str, turns: list[Turn], advantage: float) -> Sample:
+    tokens, mask, logprobs = [], [], []
+    for turn in turns:
+        tokens += [*turn.context, *turn.action]
+        mask += [False] * len(turn.context) + [True] * len(turn.action)
+        logprobs += [0.0] * len(turn.context) + list(turn.engine_logprobs)
+    if mask[0]:
+        raise InvariantError(f"trajectory {trajectory_id} begins with a sampled token: its first turn needs context to be conditioned on")
+    return supervised_sample(trajectory_id, tokens, mask, advantage, logprobs, min(turn.weights_version for turn in turns))
+
+
+def supervised_sample(
+    sample_id: str,
+    tokens: list[int] | tuple[int, ...],
+    action_mask: list[bool] | tuple[bool, ...],
+    weight: float = 1.0,
+    logprobs: list[float] | None = None,
+    weights_version: int = 0,
+) -> Sample:
+    """A sample from plain lists; a demonstration has no engine log-probs (zeros) and weight 1 on its action tokens."""
+    mask = np.array(action_mask, dtype=bool)
+    return Sample(
+        trajectory_id=sample_id,
+        tokens=np.array(tokens, dtype=np.int64),
+        action_mask=mask,
+        engine_logprobs=np.zeros(len(tokens), np.float32) if logprobs is None else np.array(logprobs, np.float32),
+        advantages=mask.astype(np.float32) * np.float32(weight),
+        weights_version=weights_version,
+    )

@@ -1,0 +1,146 @@
+"""Ledger: generated word problems of several steps, each to be worked out with a calculator tool.
+
+A person's count of some object changes two or three times; other people's and other objects' numbers distract. The answer goes
+into a final message; reward is 1 for exactly the right number. Problems are a function of (seed, index); whether a problem
+is held out is decided by a hash of its text, so no held-out problem can occur in training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lockstep.environments.arithmetic import ArithmeticFault, evaluate
+from lockstep.rollout.environment import Split, ToolEnvironment
+from lockstep.rollout.tool import Tool, ToolError, tool
+from lockstep.types import Demonstration, Message, Task
+
+NAMES = "Ann Ben Cara Dan Eve Finn Gus Hana Ivan Jo Kim Leo Mia Ned Ola Pam".split()
+OBJECTS = "apples books coins cards eggs figs hats keys nuts pens shells stamps".split()
+GAINS = ("buys", "finds", "gets", "picks")
+LOSSES = ("sells", "loses", "gives away", "drops")
+HELDOUT_SHARE = 8  # one problem in so many is held out
+
+
+@tool(inline=True)
+def calculator(e: str) -> str:
+    """Evaluate an arithmetic expression, for example 12+30."""
+    try:
+        return evaluate(e)
+    except ArithmeticFault as fault:
+        raise ToolError(str(fault)) from fault
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """text; start and signed changes of the asked count, in order; decoys: numbers that the text mentions beside them."""
+
+    text: str
+    start: int
+    changes: tuple[int, ...]
+    decoys: tuple[int, ...]
+
+    @property
+    def answer(self) -> int:
+        return self.start + sum(self.changes)
+
+    @property
+    def held_out(self) -> bool:
+        digest = hashlib.blake2b(self.text.encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") % HELDOUT_SHARE == 0
+
+
+def draw_problem(random_: random.Random) -> Problem:
+    """One problem; every count in it stays within 1..99."""
+    name, other = random_.sample(NAMES, 2)
+    thing, other_thing = random_.sample(OBJECTS, 2)
+    start = random_.randint(10, 60)
+    count, changes, events = start, [], []
+    for _ in range(random_.choice((2, 3))):
+        gain = random_.random() < 0.5 if 20 <= count <= 80 else count < 20
+        amount = random_.randint(2, min(30, 99 - count if gain else count - 1))
+        changes.append(amount if gain else -amount)
+        count += changes[-1]
+        events.append(f"{name} {random_.choice(GAINS if gain else LOSSES)} {amount} {thing}.")
+    decoys = []
+    if random_.random() < 0.6:
+        decoys.append(random_.randint(2, 30))
+        mine = random_.random() < 0.5
+        subject = f"{name} {random_.choice(GAINS)} {decoys[0]} {other_thing}." if mine else f"{other} {random_.choice(GAINS)} {decoys[0]} {thing}."
+        events.insert(random_.randint(0, len(events)), subject)
+    text = f"{name} has {start} {thing}. {' '.join(events)} How many {thing} does {name} have?"
+    return Problem(text, start, tuple(changes), tuple(decoys))
+
+
+def problems(split: Split, count: int, seed: int) -> list[Problem]:
+    """The first `count` distinct problems of a split, in an order fixed by the seed."""
+    random_ = random.Random(f"ledger {seed}")
+    found: dict[str, Problem] = {}
+    while len(found) < count:
+        problem = draw_problem(random_)
+        if problem.held_out == (split == "heldout"):
+            found.setdefault(problem.text, problem)
+    return list(found.values())
+
+
+def demonstrate(problem: Problem, random_: random.Random, carelessness: float) -> tuple[Message, ...]:
+    """Work a problem step by step. At each step, with probability `carelessness`, the demonstrator stops early, counts a
+    decoy in, or takes the wrong sign, so that whoever imitates it has the skill without the reliability."""
+    messages: list[Message] = []
+    count, changes, decoys = problem.start, list(problem.changes), list(problem.decoys)
+    while changes:
+        change = changes.pop(0)
+        if random_.random() < carelessness:
+            slip = random_.choice(("stop", "decoy", "sign"))
+            if slip == "stop" and messages:
+                break
+            if slip == "decoy" and decoys:
+                changes.insert(0, change)
+                change = decoys.pop()
+            elif slip == "sign":
+                change = -change
+        expression = f"{count}{'+' if change >= 0 else '-'}{abs(change)}"
+        count += change
+        call = Message(role="assistant", channel="commentary", recipient="functions.calculator", content=f'{{"e":"{expression}"}}')
+        messages += [call, Message(role="tool", name="functions.calculator", content=str(count))]
+    return (*messages, Message(role="assistant", channel="final", content=str(count)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger(ToolEnvironment):
+    """Word problems about counts that change, with a calculator."""
+
+    num_train: int = 8192
+    """Distinct training problems."""
+    num_heldout: int = 512
+    """Distinct held-out problems."""
+    num_demonstrations: int = 12800
+    """Worked training problems for the cold start."""
+    carelessness: float = 0.45
+    """Probability that the demonstrator errs at a step; 0 demonstrates perfectly."""
+    seed: int = 0
+    """Chooses the problems; the same in every run that is to be compared."""
+
+    def tasks(self, split: Split) -> Sequence[Task]:
+        count = self.num_train if split == "train" else self.num_heldout
+        return [self._task(split, i, problem) for i, problem in enumerate(problems(split, count, self.seed))]
+
+    def _task(self, split: Split, index: int, problem: Problem) -> Task:
+        opening = (Message(role="user", content=problem.text),)
+        return Task(id=f"ledger/{split}/{index}", messages=opening, data={"answer": problem.answer})
+
+    def demonstrations(self, seed: int) -> Sequence[Demonstration]:
+        random_ = random.Random(f"demonstrations {seed}")
+        solved = problems("train", self.num_demonstrations, seed=1 + self.seed)
+        return [
+            Demonstration(task=self._task("train", i, problem), messages=demonstrate(problem, random_, self.carelessness))
+            for i, problem in enumerate(solved)
+        ]
+
+    def tools(self, task: Task) -> Sequence[Tool]:
+        return (calculator,)
+
+    async def grade(self, task: Task, answer: str | None, messages: Sequence[Message]) -> Mapping[str, float]:
+        return {"correct": float(answer is not None and answer.strip() == str(task.data["answer"]))}

@@ -1,0 +1,105 @@
+"""Mixture-of-experts layers without materialisation: experts one after another, recomputed in the backward.
+
+Nothing of size tokens x top_k x intermediate outlives its expert; between forward and backward only the layer's input stays.
+Importing this file registers `experts_implementation="lockstep"` with transformers; it serves every experts module of its
+registry: GPT-OSS (interleaved gate and up, biases, clamped GLU), Qwen3-MoE (concatenated, no biases) and their like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+
+def experts_forward(
+    module: torch.nn.Module, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    """hidden [T, H]; top_k_index [T, K] of distinct experts a token; top_k_weights [T, K]. Returns [T, H]."""
+    if not module.has_gate or module._is_expert_parallel:
+        raise ValueError(f"{type(module).__name__}: lockstep experts serve gated experts on one device; pick another experts_implementation")
+    biases = (module.gate_up_proj_bias, module.down_proj_bias) if module.has_bias else (None, None)
+    return Experts.apply(module, hidden, top_k_index, top_k_weights, module.gate_up_proj, biases[0], module.down_proj, biases[1])
+
+
+def _by_expert(top_k_index: torch.Tensor, num_experts: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Yield (expert, its tokens, the flat [T * K] places where they chose it), experts and tokens ascending."""
+    top_k = top_k_index.shape[1]
+    flat = top_k_index.reshape(-1)
+    order = torch.sort(flat, stable=True).indices
+    counts = torch.bincount(flat, minlength=num_experts).tolist()
+    start = 0
+    for expert, count in enumerate(counts):
+        if count:
+            places = order[start : start + count]
+            yield expert, places // top_k, places
+        start += count
+
+
+def _project(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, transposed: bool) -> torch.Tensor:
+    weight = weight if transposed else weight.T
+    return x @ weight if bias is None else torch.addmm(bias, x, weight)
+
+
+class Experts(torch.autograd.Function):
+    """sum over a token's experts of weight * down(gate(up(x))). Weights are kept whole; activations are recomputed."""
+
+    @staticmethod
+    def forward(ctx, module, hidden, index, weights, gate_up, gate_up_bias, down, down_bias):
+        outputs = hidden.new_empty(index.numel(), hidden.shape[1])
+        for expert, tokens, places in _by_expert(index, gate_up.shape[0]):
+            up = _project(hidden[tokens], gate_up[expert], _row(gate_up_bias, expert), module.is_transposed)
+            outputs[places] = _project(module._apply_gate(up), down[expert], _row(down_bias, expert), module.is_transposed)
+        ctx.save_for_backward(hidden, index, weights, gate_up, gate_up_bias, down, down_bias)
+        ctx.module = module
+        return _combine(outputs, weights)
+
+    @staticmethod
+    def backward(ctx, dout):
+        hidden, index, weights, gate_up, gate_up_bias, down, down_bias = ctx.saved_tensors
+        module, transposed = ctx.module, ctx.module.is_transposed
+        dhidden = torch.empty(index.numel(), hidden.shape[1], dtype=hidden.dtype, device=hidden.device)
+        dweights = torch.empty_like(weights).view(-1)
+        gradients = [None if p is None else torch.zeros_like(p) for p in (gate_up, gate_up_bias, down, down_bias)]
+        dgate_up, dgate_up_bias, ddown, ddown_bias = gradients
+        flat_weights = weights.reshape(-1)
+        for expert, tokens, places in _by_expert(index, gate_up.shape[0]):
+            x, dy = hidden[tokens], dout[tokens]
+            up = _project(x, gate_up[expert], _row(gate_up_bias, expert), transposed)
+            with torch.enable_grad():
+                up.requires_grad_()
+                gated = module._apply_gate(up)
+            inner = gated.detach()
+            y = _project(inner, down[expert], _row(down_bias, expert), transposed)
+            dweights[places] = (y * dy).sum(-1).to(weights.dtype)
+            dy = dy * flat_weights[places, None]
+            dinner = _accumulate(inner, dy, down[expert], ddown[expert], _row(ddown_bias, expert), transposed)
+            (dup,) = torch.autograd.grad(gated, up, dinner)
+            dhidden[places] = _accumulate(x, dup, gate_up[expert], dgate_up[expert], _row(dgate_up_bias, expert), transposed)
+        dhidden = dhidden.view(*index.shape, -1).sum(1)
+        return None, dhidden, None, dweights.view_as(weights), *gradients
+
+
+def _row(parameter: torch.Tensor | None, expert: int) -> torch.Tensor | None:
+    return None if parameter is None else parameter[expert]
+
+
+def _accumulate(x, dy, weight, dweight, dbias, transposed) -> torch.Tensor:
+    """Write the gradients of one projection into dweight and dbias, and return that of its input."""
+    if dbias is not None:
+        dbias.copy_(dy.sum(0))
+    if transposed:
+        torch.mm(x.T, dy, out=dweight)
+        return dy @ weight.T
+    torch.mm(dy.T, x, out=dweight)
+    return dy @ weight
+
+
+def _combine(outputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """outputs [T * K, H] weighted by weights [T, K] and summed over K, in a fixed order."""
+    stacked = outputs.view(*weights.shape, -1)
+    return torch.bmm(weights[:, None].to(outputs.dtype), stacked).squeeze(1)
+
+
+ALL_EXPERTS_FUNCTIONS.register("lockstep", experts_forward)

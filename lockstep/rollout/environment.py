@@ -1,0 +1,142 @@
+"""The Environment protocol and the one boundary where an environment's failure is caught.
+
+An environment sees messages, never tokens. `ToolEnvironment` is the usual way to write one: give `tasks`, `tools` and
+`grade`; calls are checked, run and answered here. Anything else implements `Environment` itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from lockstep.rollout.tool import Tool
+from lockstep.types import Demonstration, Message, Task, ToolDescription
+
+Split = Literal["train", "heldout"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """How a trajectory begins: the opening messages, the tools on offer, and the environment's own state for it."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[ToolDescription, ...] = ()
+    state: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What answers an action. messages: for the model to read next. done: the trajectory ends here.
+
+    events: what to count, e.g. {'tool_calls': 1, 'malformed/bad_json': 1}; summed over the trajectory and shown in metrics.
+    """
+
+    messages: tuple[Message, ...] = ()
+    done: bool = False
+    events: Mapping[str, int] = field(default_factory=dict)
+
+
+class Environment(Protocol):
+    """A family of tasks. One object serves all trajectories, concurrently; what belongs to one lives in `Start.state`."""
+
+    def tasks(self, split: Split) -> Sequence[Task]: ...
+
+    def demonstrations(self, seed: int) -> Sequence[Demonstration]:
+        """Solved training tasks for a supervised cold start; empty when there are none."""
+        ...
+
+    async def start(self, task: Task) -> Start: ...
+
+    async def step(self, state: Any, action: Sequence[Message]) -> Step: ...
+
+    async def reward(self, state: Any, messages: Sequence[Message], truncated: bool) -> Mapping[str, float]:
+        """Named reward parts, summed to the reward. Called once at the end, also when a limit cut the trajectory short."""
+        ...
+
+    async def close(self, state: Any) -> None:
+        """Release what `start` acquired. Called exactly once for every started trajectory, whatever happened."""
+        ...
+
+
+class EnvironmentFault(RuntimeError):
+    """An environment's own code failed. `__cause__` is what it raised."""
+
+
+async def guarded(what: str, awaitable: Any, *, timeout_s: float) -> Any:
+    """Await an environment's coroutine; whatever it raises, or a missed deadline, becomes an EnvironmentFault.
+
+    This is the only broad `except` in Lockstep: environments are other people's code.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await awaitable
+    except TimeoutError as error:
+        raise EnvironmentFault(f"{what} did not finish within {timeout_s:g} s; raise rollout.environment_timeout_s or fix it") from error
+    except Exception as error:
+        raise EnvironmentFault(f"{what} raised {type(error).__name__}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class ToolState:
+    task: Task
+    tools: Mapping[str, Tool]
+
+
+class ToolEnvironment:
+    """An environment whose steps are tool calls, ended by a message to the user. Override tasks, tools and grade."""
+
+    def tasks(self, split: Split) -> Sequence[Task]:
+        raise NotImplementedError
+
+    def tools(self, task: Task) -> Sequence[Tool]:
+        """The tools of one trajectory."""
+        return ()
+
+    async def grade(self, task: Task, answer: str | None, messages: Sequence[Message]) -> Mapping[str, float]:
+        """Named reward parts. answer: the final message's text; None when the trajectory ended without one."""
+        raise NotImplementedError
+
+    def demonstrations(self, seed: int) -> Sequence[Demonstration]:
+        return ()
+
+    async def start(self, task: Task) -> Start:
+        tools = {tool.name: tool for tool in self.tools(task)}
+        return Start(
+            messages=task.messages,
+            tools=tuple(tool.description for tool in tools.values()),
+            state=ToolState(task, tools),
+        )
+
+    async def step(self, state: ToolState, action: Sequence[Message]) -> Step:
+        """Answer every call of the action; an action without a call ends the trajectory."""
+        calls = [message for message in action if message.recipient is not None]
+        if not calls:
+            return Step(done=True)
+        events: Counter[str] = Counter()
+        answers = await asyncio.gather(*(self._answer(state, call, events) for call in calls))
+        return Step(messages=tuple(answers), events=events)
+
+    async def _answer(self, state: ToolState, call: Message, events: Counter[str]) -> Message:
+        assert call.recipient is not None
+        name = call.recipient.removeprefix("functions.")
+        events["tool_calls"] += 1
+        tool = state.tools.get(name)
+        if tool is None:
+            events["malformed/unknown_tool"] += 1
+            offered = ", ".join(state.tools) or "none"
+            return Message(role="tool", name=call.recipient, content=f"Error: no tool {name!r}; the tools are: {offered}.")
+        result = await tool.call(call.content)
+        if result.fault is not None:
+            events[result.fault] += 1
+        return Message(role="tool", name=f"functions.{name}", content=result.text)
+
+    async def reward(self, state: ToolState, messages: Sequence[Message], truncated: bool) -> Mapping[str, float]:
+        last = messages[-1]
+        finished = not truncated and last.role == "assistant" and last.recipient is None
+        return await self.grade(state.task, last.content if finished else None, messages)
+
+    async def close(self, state: ToolState) -> None:
+        return None

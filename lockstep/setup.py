@@ -1,0 +1,115 @@
+"""From a Run to its parts: tokenizer, renderer, tasks, demonstrations, model.
+
+Whatever can be wrong with what a user gave is found by `prepare`, before anything is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lockstep.config import ConfigError, Run, check
+from lockstep.model.loading import load_model, load_tokenizer
+from lockstep.model.tiny import build_model, build_tokenizer
+from lockstep.rollout.chat import renderer_for
+from lockstep.rollout.renderer import Renderer
+from lockstep.sft import demonstration_samples
+from lockstep.types import Demonstration, Message, Sample, Task, ToolDescription
+
+TOKENIZER_DEMONSTRATIONS = 1500  # the tiny tokenizer learns from so many
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a run works with. samples: the cold start's, empty without one."""
+
+    tokenizer: PreTrainedTokenizerBase
+    renderer: Renderer
+    train_tasks: Sequence[Task]
+    heldout_tasks: Sequence[Task]
+    samples: Sequence[Sample]
+
+
+def prepare(run: Run, *, checkpoint: Path | None = None) -> Parts:
+    """Check the run and make all its parts but the model; `checkpoint`, when resuming, has the tokenizer.
+
+    Raises ConfigError, or the part's own one-line ValueError, for anything a user can mend. Writes nothing.
+    """
+    check(run)
+    environment = run.environment
+    demonstrations = environment.demonstrations(run.seed) if run.sft.num_steps else ()
+    if run.sft.num_steps and not demonstrations:
+        raise ConfigError(f"sft.num_steps={run.sft.num_steps}: {type(environment).__name__} has no demonstrations; set sft.num_steps to 0")
+    train_tasks, heldout_tasks = environment.tasks("train"), environment.tasks("heldout")
+    for split, tasks in (("train", train_tasks), ("heldout", heldout_tasks)):
+        if not tasks:
+            raise ConfigError(f"{type(environment).__name__} has no {split} tasks")
+    tools = asyncio.run(_tools(run, train_tasks[0]))
+    if checkpoint is None and run.model == "tiny":
+        tokenizer = build_tokenizer(_texts(train_tasks, demonstrations, tools), run.tiny.vocab_size)
+    else:
+        tokenizer = load_tokenizer(checkpoint or run.model)
+    renderer = renderer_for(tokenizer, options=run.harmony)
+    _check_room(run, renderer, [*train_tasks, *heldout_tasks[: run.evaluation.num_tasks]], tools)
+    samples = demonstration_samples(renderer, demonstrations, tools, run.rollout.max_tokens)
+    if demonstrations and not samples:
+        raise ConfigError(f"rollout.max_tokens={run.rollout.max_tokens}: no demonstration is that short; raise it")
+    return Parts(
+        tokenizer=tokenizer,
+        renderer=renderer,
+        train_tasks=train_tasks,
+        heldout_tasks=heldout_tasks[: run.evaluation.num_tasks],
+        samples=samples,
+    )
+
+
+def make_model(run: Run, tokenizer: PreTrainedTokenizerBase, directory: Path, checkpoint: Path | None) -> PreTrainedModel:
+    """The model to train: the checkpoint's, the one the user named, or the tiny one, written to directory/initial first."""
+    if checkpoint is not None:
+        return load_model(checkpoint)
+    if run.model != "tiny":
+        return load_model(run.model)
+    initial = directory / "initial"
+    tokenizer.save_pretrained(initial)
+    build_model(run.tiny, tokenizer, run.seed).save_pretrained(initial)
+    return load_model(initial)
+
+
+async def _tools(run: Run, task: Task) -> tuple[ToolDescription, ...]:
+    start = await run.environment.start(task)
+    await run.environment.close(start.state)
+    return start.tools
+
+
+def _texts(tasks: Sequence[Task], demonstrations: Sequence[Demonstration], tools: Sequence[ToolDescription]) -> Iterator[str]:
+    """What the tiny tokenizer learns from: conversations as they will be rendered, control tokens left out."""
+    shown = demonstrations[:TOKENIZER_DEMONSTRATIONS]
+    conversations = [(*d.task.messages, *d.messages) for d in shown] or [t.messages for t in tasks[:TOKENIZER_DEMONSTRATIONS]]
+    for messages in conversations:
+        for message in messages:
+            yield from _rendered(message)
+    for tool in tools:
+        yield from [f"functions.{tool.name}", f" to=functions.{tool.name} "]
+
+
+def _rendered(message: Message) -> Iterator[str]:
+    yield message.content
+    yield message.name or message.role
+    yield from filter(None, [message.channel])
+    if message.recipient is not None:
+        yield from [f" to={message.recipient} ", "json"]
+    if message.role == "tool":
+        yield from ["commentary", " to=assistant"]
+
+
+def _check_room(run: Run, renderer: Renderer, tasks: Sequence[Task], tools: Sequence[ToolDescription]) -> None:
+    longest, task = max(((len(renderer.start(t.messages, tools)), t) for t in tasks), key=lambda found: found[0])
+    if longest >= run.rollout.max_tokens:
+        raise ConfigError(
+            f"rollout.max_tokens={run.rollout.max_tokens}: the prompt of task {task.id} has {longest} tokens and leaves no room for an "
+            f"answer; raise it above {longest + run.rollout.max_action_tokens}"
+        )

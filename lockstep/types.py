@@ -1,0 +1,184 @@
+"""Every datum that crosses a boundary between Lockstep's rooms.
+
+All are frozen, slotted, keyword-only dataclasses; this file imports nothing heavy. Words are the field's: a *trajectory* is one
+attempt at a task, a *turn* is one action of the policy with the context that preceded it, a *group* is the siblings on one
+task, a *sample* is one unbroken token history, a *batch* is what one optimiser step trains on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+
+StopReason = Literal[
+    "done",  # the environment ended it
+    "max_turns",  # the turn limit
+    "length",  # an action, or the whole history, met its token limit
+    "environment_error",  # the environment's own code failed; masked
+    "engine_error",  # the engine failed after its retries; masked
+]
+
+
+class InvariantError(RuntimeError):
+    """An invariant of docs/concepts.md broke while running. The message carries the evidence; the run stops."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One message, in Harmony's terms. A tool call is an assistant message with a recipient and JSON content.
+
+    channel: 'analysis', 'commentary' or 'final' for assistant messages; None where a format has no channels.
+    recipient: whom an assistant message calls, e.g. 'functions.calculator'; None speaks to the user.
+    name: which tool speaks, for role 'tool', e.g. 'functions.calculator'.
+    """
+
+    role: Role
+    content: str
+    channel: str | None = None
+    recipient: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolDescription:
+    """What a model is told of a tool: its bare name, one paragraph, and the JSON schema of its arguments."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One problem. `messages` opens the conversation; `data` is for the environment alone and never reaches the model."""
+
+    id: str
+    messages: tuple[Message, ...]
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demonstration:
+    """A solved task: `messages` continues the task's own messages with assistant and tool messages up to the end."""
+
+    task: Task
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One action and the context before it, as tokens.
+
+    context: tokens new since the last action; the whole prompt when `restarts`.
+    action: sampled tokens, exactly as the engine returned them, stop token included.
+    engine_logprobs: one per action token, of the distribution that was sampled (temperature included).
+    routed_experts: uint8 [len(context) + len(action), layers, top_k] when the engine recorded routes.
+    restarts: earlier tokens are no prefix of this prompt (history was rewritten); the token history splits here.
+    """
+
+    context: tuple[int, ...]
+    action: tuple[int, ...]
+    engine_logprobs: tuple[float, ...]
+    weights_version: int
+    routed_experts: np.ndarray | None = None
+    restarts: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.action) != len(self.engine_logprobs):
+            raise InvariantError(
+                f"turn has {len(self.action)} action tokens but {len(self.engine_logprobs)} engine log-probs: "
+                "the engine must return exactly one log-prob for each sampled token"
+            )
+        if not self.context and not self.action:
+            raise InvariantError("turn has neither context nor action tokens")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """One attempt at a task.
+
+    messages: the whole conversation, for people and for the record; training uses the turns' tokens only.
+    reward: the sum of reward_parts. events: counts of what happened, e.g. {'tool_calls': 3, 'malformed/bad_json': 1}.
+    error: why it is masked (environment or infrastructure failure); None for a trajectory that may be trained on.
+    """
+
+    id: str
+    task: Task
+    turns: tuple[Turn, ...]
+    messages: tuple[Message, ...]
+    reward: float
+    reward_parts: Mapping[str, float]
+    stop_reason: StopReason
+    events: Mapping[str, int]
+    error: str | None = None
+
+    @property
+    def num_action_tokens(self) -> int:
+        return sum(len(turn.action) for turn in self.turns)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(turn.context) + len(turn.action) for turn in self.turns)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Siblings: several trajectories on one task, sampled by the same policy."""
+
+    task: Task
+    trajectories: tuple[Trajectory, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One unbroken token history, flat. T = its number of tokens; arrays align one to one with tokens.
+
+    tokens int64 [T]; action_mask bool [T] marks sampled (or demonstrated) tokens; engine_logprobs float32 [T], 0 where
+    not an action; advantages float32 [T], 0 where not an action (1 everywhere on actions for supervised samples);
+    routed_experts uint8 [T, layers, top_k] or None; weights_version: the oldest that sampled any of its tokens.
+    """
+
+    trajectory_id: str
+    tokens: np.ndarray
+    action_mask: np.ndarray
+    engine_logprobs: np.ndarray
+    advantages: np.ndarray
+    weights_version: int
+    routed_experts: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Microbatch:
+    """Several samples packed end to end without padding. T tokens, S samples, A action tokens.
+
+    tokens, positions int64 [T]; cu_seqlens int32 [S + 1]; action_index int64 [A] points at action tokens (never a
+    sequence's first token); advantages, engine_logprobs float32 [A]; action_sample int64 [A] says which sample (0..S-1) an
+    action token belongs to; sample_ids names the samples' trajectories; routed_experts uint8 [T, layers, top_k] or None.
+    """
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    cu_seqlens: torch.Tensor
+    action_index: torch.Tensor
+    advantages: torch.Tensor
+    engine_logprobs: torch.Tensor
+    action_sample: torch.Tensor
+    sample_ids: tuple[str, ...]
+    routed_experts: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What one optimiser step trains on, with the denominators counted over the whole step and all ranks."""
+
+    microbatches: Sequence[Microbatch]
+    num_action_tokens: int
+    num_sequences: int
+    num_tokens: int
