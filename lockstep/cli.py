@@ -89,5 +89,10 @@ def _eval(arguments: list[str]) -> None:
     evaluate_checkpoint(arguments)
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The console script's entry."""
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

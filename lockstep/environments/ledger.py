@@ -87,20 +87,20 @@ def problems(split: Split, count: int, seed: int) -> list[Problem]:
 
 def demonstrate(problem: Problem, random_: random.Random, carelessness: float) -> tuple[Message, ...]:
     """Work a problem step by step. At each step, with probability `carelessness`, the demonstrator stops early, counts a
-    decoy in, or takes the wrong sign, so that whoever imitates it has the skill without the reliability."""
+    decoy in, or misreads a number, so that whoever imitates it has the skill without the reliability."""
     messages: list[Message] = []
     count, changes, decoys = problem.start, list(problem.changes), list(problem.decoys)
     while changes:
         change = changes.pop(0)
         if random_.random() < carelessness:
-            slip = random_.choice(("stop", "decoy", "sign"))
-            if slip == "stop" and messages:
+            slip = random_.choice((["stop"] if messages else []) + (["decoy"] if decoys else []) + ["misread"])
+            if slip == "stop":
                 break
-            if slip == "decoy" and decoys:
+            if slip == "decoy":
                 changes.insert(0, change)
                 change = decoys.pop()
-            elif slip == "sign":
-                change = -change
+            elif slip == "misread":
+                change = (1 if change > 0 else -1) * random_.randint(2, 30)
         expression = f"{count}{'+' if change >= 0 else '-'}{abs(change)}"
         count += change
         call = Message(role="assistant", channel="commentary", recipient="functions.calculator", content=f'{{"e":"{expression}"}}')

@@ -1,0 +1,55 @@
+# Every target sets up what it needs first; running one twice does nothing twice.
+PYTHON ?= python3
+VENV := .venv
+TRL := .venv-trl
+READY := $(VENV)/.ready
+# Torch's threads must not spin while they wait: on a shared machine that costs more than it gains.
+export OMP_WAIT_POLICY ?= PASSIVE
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup train test check format benchmark-step clean
+
+help:
+	@echo "make train           train a tiny GPT-OSS on Ledger (minutes, on a laptop's CPU)"
+	@echo "make test            run the tests"
+	@echo "make check           lint, formatting and types"
+	@echo "make benchmark-step  a whole GRPO step against TRL's, side by side"
+	@echo "make clean           remove the virtual environments"
+
+setup: $(READY)
+
+# The pins name torch's plain version: where the package index offers several builds, install the one you want first.
+$(READY): requirements.lock pyproject.toml
+	@echo "setup: virtual environment in $(VENV), pinned dependencies from requirements.lock"
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "setup: Lockstep needs Python 3.11 or newer; make PYTHON=python3.11"; exit 1; }
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+train: setup
+	$(VENV)/bin/lockstep train recipes/ledger.py
+
+test: setup
+	$(VENV)/bin/python -m pytest
+
+check: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+
+format: setup
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+$(TRL)/.ready: benchmarks/requirements-trl.txt
+	@echo "setup: TRL in its own virtual environment $(TRL)"
+	@test -x $(TRL)/bin/python || $(PYTHON) -m venv $(TRL)
+	$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements-trl.txt
+	@touch $@
+
+benchmark-step: setup $(TRL)/.ready
+	$(VENV)/bin/python benchmarks/step.py
+
+clean:
+	rm -rf $(VENV) $(TRL)

@@ -1,0 +1,108 @@
+"""Command-line options: a recipe's Run with its leaves overridden, through tyro; every mistake is one line."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import runpy
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from lockstep.config import ConfigError, Run
+
+OptionsT = TypeVar("OptionsT")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """'; did you mean X?', or nothing when no known word is close."""
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def parse(options: Any, arguments: list[str], *, command: str, default: OptionsT) -> OptionsT:
+    """`default` with the options of `arguments`. `options` is the dataclass type that tyro reads.
+
+    Raises ConfigError, in one line, for an unknown option (with the nearest one) or a value that does not parse. Prints the help
+    and exits for --help.
+    """
+    if {"-h", "--help"} & set(arguments):
+        tyro.cli(options, default=default, args=["--help"], prog=command)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            parsed, unknown = tyro.cli(options, default=default, args=arguments, prog=command, return_unknown_args=True)
+    except SystemExit:
+        raise ConfigError(_one_line(said.getvalue())) from None
+    if unknown:
+        option = unknown[0].split("=")[0]
+        raise ConfigError(f"unknown option {option}{nearest(option, _names(options, default))}; `{command} --help` lists all")
+    return parsed
+
+
+def recipe_and_options(command: str, arguments: list[str]) -> tuple[Run, Path | None]:
+    """The recipe's run with its options applied, and the directory to resume. Raises ConfigError for a user's mistake."""
+    if not arguments or arguments[0].startswith("-"):
+        raise ConfigError(f"which recipe? give a Python file: lockstep {command} recipes/ledger.py")
+    path, rest = Path(arguments[0]), arguments[1:]
+    namespace = load_recipe(path)
+    run, aliases = namespace["run"], namespace.get("aliases", {})
+    rest, resume = _take(_expanded(rest, aliases), "--resume")
+    run = parse(Run[type(run.environment)], rest, command=f"lockstep {command} {path}", default=run)
+    return run, None if resume is None else Path(resume)
+
+
+def load_recipe(path: Path) -> Mapping[str, Any]:
+    """The recipe's names. Raises ConfigError when there is no such file or it has no `run`."""
+    if not path.is_file():
+        others = sorted(path.parent.glob("*.py")) if path.parent.is_dir() else []
+        raise ConfigError(f"no recipe {path}{nearest(str(path), map(str, others))}; give a Python file with a module-level `run`")
+    sys.path.insert(0, str(path.parent.resolve()))  # a recipe may import what lies beside it
+    namespace = runpy.run_path(str(path))
+    if not isinstance(namespace.get("run"), Run):
+        raise ConfigError(f"{path} has no module-level `run = Run(...)`; add one")
+    return namespace
+
+
+def _expanded(arguments: list[str], aliases: Mapping[str, str]) -> list[str]:
+    """Arguments with the recipe's short options written out."""
+    expanded = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        expanded.append(aliases.get(option, option) + equals + value)
+    return expanded
+
+
+def _take(arguments: list[str], option: str) -> tuple[list[str], str | None]:
+    """Arguments without `option VALUE` or `option=VALUE`, and its value."""
+    for i, argument in enumerate(arguments):
+        if argument.startswith(f"{option}="):
+            return arguments[:i] + arguments[i + 1 :], argument.partition("=")[2]
+        if argument == option:
+            if i + 1 == len(arguments):
+                raise ConfigError(f"{option} wants a value: {option} runs/NAME")
+            return arguments[:i] + arguments[i + 2 :], arguments[i + 1]
+    return arguments, None
+
+
+def _names(options: Any, default: Any) -> list[str]:
+    """Every option that tyro offers."""
+    shown = tyro.extras.get_parser(options, default=default)
+    return [name for action in shown._actions for name in action.option_strings]
+
+
+def _one_line(box: str) -> str:
+    """The message inside tyro's box: what stands between its first two rules."""
+    words: list[str] = []
+    num_rules = 0
+    for line in box.splitlines():
+        text = line.strip("│|╭╮╰╯+ ")
+        if "────" in text or "----" in text:
+            num_rules += 1
+        elif num_rules == 1:
+            words.append(text)
+    return " ".join(words) or "the options could not be read"
