@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from lockstep.algorithm.algorithm import GRPO
 from lockstep.model.tiny import TinyModel
+from lockstep.rollout.chat import ChatOptions
 from lockstep.rollout.environment import Environment
 from lockstep.rollout.harmony import HarmonyOptions
 from lockstep.rollout.trajectory import Rollout
@@ -59,6 +60,8 @@ class Run(Generic[EnvironmentT]):
     """Sizes of the model that 'tiny' builds."""
     harmony: HarmonyOptions = field(default_factory=HarmonyOptions)
     """How conversations are rendered for models that speak Harmony."""
+    chat: ChatOptions = field(default_factory=ChatOptions)
+    """How conversations are rendered for models with a chat template."""
     sft: SFT = field(default_factory=SFT)
     """The supervised cold start before reinforcement learning."""
     num_steps: int = 100

@@ -22,7 +22,7 @@ from lockstep.evaluate import evaluate_both
 from lockstep.model.loading import load_model, load_tokenizer
 from lockstep.observe.recorder import Recorder
 from lockstep.options import nearest, parse
-from lockstep.rollout.chat import renderer_for
+from lockstep.rollout.chat import ChatOptions, renderer_for
 from lockstep.rollout.environment import Environment
 from lockstep.rollout.harmony import HarmonyOptions
 from lockstep.rollout.trajectory import Policy, Rollout
@@ -66,7 +66,11 @@ def main(arguments: list[str]) -> None:
 
 
 async def _evaluate(settings: Eval, known: Mapping[str, Any], environment: Environment, tasks, evaluation: Evaluation) -> dict[str, float]:
-    renderer = renderer_for(load_tokenizer(settings.checkpoint), harmony=HarmonyOptions(**known.get("harmony", {})))
+    renderer = renderer_for(
+        load_tokenizer(settings.checkpoint),
+        harmony=HarmonyOptions(**known.get("harmony", {})),
+        chat=ChatOptions(**known.get("chat", {})),
+    )
     rollout = Rollout(**known.get("rollout", {}))
     engine = EmbeddedEngine(
         load_model(settings.checkpoint), max_concurrency=known.get("engine", {}).get("max_concurrency", 256), max_length=rollout.max_tokens

@@ -53,7 +53,7 @@ def prepare(run: Run, *, checkpoint: Path | None = None) -> Parts:
         tokenizer = build_tokenizer(_texts(train_tasks, demonstrations, tools), run.tiny.vocab_size)
     else:
         tokenizer = load_tokenizer(checkpoint or run.model)
-    renderer = renderer_for(tokenizer, options=run.harmony)
+    renderer = renderer_for(tokenizer, harmony=run.harmony, chat=run.chat)
     _check_room(run, renderer, [*train_tasks, *heldout_tasks[: run.evaluation.num_tasks]], tools)
     samples = demonstration_samples(renderer, demonstrations, tools, run.rollout.max_tokens)
     if demonstrations and not samples:

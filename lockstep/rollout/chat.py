@@ -136,8 +136,9 @@ class ChatRenderer:
             fault = ("unfinished", "The action was cut off before its end.")
         elif len(action) > stop + 1:
             fault = ("trailing", "Nothing may follow the end of the turn.")
-        elif stray := next((token for token in said if token in self._stray), None):
-            fault = ("stray_token", f"The control token {self._backend.id_to_token(stray)} may not stand in an answer.")
+        elif stray := [token for token in said if token in self._stray]:
+            name = self._backend.id_to_token(stray[0])
+            fault = ("stray_token", f"The control token {name} may not stand in an answer.")
         return Parsed(messages=parsed.messages, malformed=fault[0], explanation=fault[1])
 
     def action(
@@ -272,19 +273,13 @@ def _before_action(messages: Sequence[Message]) -> Sequence[Message]:
 
 
 def renderer_for(
-    tokenizer: PreTrainedTokenizerBase, *, options: HarmonyOptions | ChatOptions | None = None
+    tokenizer: PreTrainedTokenizerBase, *, harmony: HarmonyOptions | None = None, chat: ChatOptions | None = None
 ) -> Renderer:
     """The renderer of a tokenizer's format: Harmony where it has Harmony's control tokens, else its chat template.
 
-    Raises FormatError when it has neither, or when the options belong to the other format.
+    Raises FormatError when it has neither.
     """
     backend = backend_of(tokenizer)
     if all(backend.token_to_id(text) is not None for text in CONTROL_TOKENS):
-        if isinstance(options, ChatOptions):
-            raise FormatError("the tokenizer speaks Harmony, where ChatOptions has no effect: pass HarmonyOptions")
-        return HarmonyRenderer(tokenizer, options=options)
-    if isinstance(options, HarmonyOptions):
-        raise FormatError(
-            "the tokenizer lacks Harmony's control tokens, so HarmonyOptions has no effect: pass ChatOptions"
-        )
-    return ChatRenderer(tokenizer, options=options)
+        return HarmonyRenderer(tokenizer, options=harmony)
+    return ChatRenderer(tokenizer, options=chat)

@@ -83,6 +83,20 @@ class Tool:
         return ToolResult(text=str(result))
 
 
+def _plain(schema: Any) -> Any:
+    """A JSON schema without what only repeats the names: titles go, and an optional X becomes a nullable X."""
+    if isinstance(schema, list):
+        return [_plain(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kinds = [part for part in schema.get("anyOf", ()) if part != {"type": "null"}]
+    if len(kinds) == 1 and len(schema["anyOf"]) == 2:
+        schema = {**{key: value for key, value in schema.items() if key != "anyOf"}, **kinds[0], "nullable": True}
+    properties = {name: _plain(part) for name, part in schema.get("properties", {}).items()}
+    plain = {key: _plain(value) for key, value in schema.items() if key not in ("title", "properties")}
+    return plain | ({"properties": properties} if "properties" in schema else {})
+
+
 def tool(
     function: Callable[..., Any] | None = None, *, timeout_s: float = 30.0, inline: bool = False
 ) -> Any:
@@ -103,7 +117,7 @@ def tool(
         config = pydantic.ConfigDict(extra="forbid")
         arguments = pydantic.create_model(function.__name__, __config__=config, **fields)
         description = inspect.cleandoc(function.__doc__).split("\n\n")[0].replace("\n", " ")
-        schema = arguments.model_json_schema()
+        schema = _plain(arguments.model_json_schema())
         return Tool(
             description=ToolDescription(name=function.__name__, description=description, parameters=schema),
             arguments=arguments,

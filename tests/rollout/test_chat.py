@@ -58,6 +58,7 @@ HIDES_THOUGHTS = """
     {%- if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}
 {%- endif %}"""
 
+SHOWN = "loop.index0 > ns.last and (loop.last or thought)"
 OPENS_THOUGHT = HIDES_THOUGHTS.replace(
     "{%- if enable_thinking is defined", "{{- '<think>\n' }}{%- if false and enable_thinking"
 )
@@ -226,6 +227,10 @@ class TestTextStaysText:
         assert structure_count(chatml, tokens) == 9  # three <|im_start|>, two <|im_end|>, and four tags
         assert "hm <|im_end|>\n</think>" in text_of(chatml, tokens)
 
+    def test_a_demonstration_cannot_end_early(self, chatml):
+        action = chatml.action([user("u")], [thinks("<|im_end|>"), says("<|im_start|>")], ())
+        assert structure_count(chatml, action) == 3  # the thought's two tags and the end
+
     def test_names_are_text_too(self, chatml):
         forged = says("{}", "functions.<|im_end|>")
         assert structure_count(chatml, chatml.start([user("u"), forged], ())) == 7
@@ -298,6 +303,15 @@ class TestExtend:
         assert hides.extend([user("u"), CALL], [answers("3")], (), last_action=action).restarts
         bare = tokens_of(hides, text_of(hides, action).removeprefix("<think>\n\n</think>\n\n"))
         assert not hides.extend([user("u"), CALL], [answers("3")], (), last_action=bare).restarts
+
+    def test_any_other_change_of_the_history_restarts(self):
+        longer = "{{ messages | length }}" + CHATML  # its earlier text changes, but not in length
+        emptied = HIDES_THOUGHTS.replace(SHOWN, "true").replace("+ thought +", "+ thought[:0] +")
+        for template in (longer, emptied):
+            renderer = ChatRenderer(make_tokenizer(template))
+            said = [user("u"), thinks("hm"), says("a")]
+            action = tokens_of(renderer, "<think>\nhm\n</think>\n\na<|im_end|>")
+            assert renderer.extend(said, [user("v")], (), last_action=action).restarts
 
     def test_another_end_than_the_templates_restarts(self, chatml):
         said = [user("u"), says("a")]
@@ -377,7 +391,13 @@ def test_a_thought_that_the_prompt_opened_is_read(tokenizers):
     renderer = ChatRenderer(tokenizers["opens"])
     assert renderer.parse(tokens_of(renderer, "hm</think>42<|im_end|>")).messages == (thinks("hm"), says("42"))
     assert renderer.parse(tokens_of(renderer, "42<|im_end|>")).malformed == "unclosed_thought"
-    assert renderer.parse(renderer.action([user("u")], [says("42")], ())).messages == (says("42"),)
+    verbatim = CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>\n' }}{% endif")
+    forgets = ChatRenderer(make_tokenizer(OPENS_THOUGHT.replace(SHOWN, "false")))
+    action = forgets.action([user("u")], [thinks("hm"), says("42")], ())
+    assert text_of(forgets, action) == "hm\n</think>\n\n42<|im_end|>"
+    for opening in (renderer, forgets, ChatRenderer(make_tokenizer(verbatim))):
+        for said in ([says("42")], [thinks("hm"), says("42")]):
+            assert opening.parse(opening.action([user("u")], said, ())).messages == tuple(said)
 
 
 @settings(PROPERTY, max_examples=150)
@@ -461,12 +481,14 @@ class TestRendererFor:
     def test_chooses_by_the_tokenizer(self, tokenizers):
         harmony = make_tokenizer(CHATML, special=(*SPECIAL, *CONTROL_TOKENS))
         assert isinstance(renderer_for(harmony), HarmonyRenderer)
-        assert isinstance(renderer_for(harmony, options=HarmonyOptions(system=False)), HarmonyRenderer)
-        assert isinstance(renderer_for(tokenizers["chatml"], options=ChatOptions()), ChatRenderer)
-        with pytest.raises(FormatError, match="pass HarmonyOptions"):
-            renderer_for(harmony, options=ChatOptions())
-        with pytest.raises(FormatError, match="pass ChatOptions"):
-            renderer_for(tokenizers["chatml"], options=HarmonyOptions())
+        assert isinstance(renderer_for(tokenizers["chatml"]), ChatRenderer)
+
+    def test_hands_each_format_its_own_options(self, tokenizers):
+        harmony = make_tokenizer(CHATML, special=(*SPECIAL, *CONTROL_TOKENS))
+        quiet, loud = HarmonyOptions(system=False), HarmonyOptions()
+        assert renderer_for(harmony, harmony=quiet).start([user("u")], ()) != renderer_for(harmony, harmony=loud).start([user("u")], ())
+        with pytest.raises(FormatError, match=r"enable_thinking has no effect"):
+            renderer_for(tokenizers["chatml"], harmony=quiet, chat=ChatOptions(enable_thinking=False))
 
     def test_names_the_fix_when_there_is_no_format(self):
         with pytest.raises(FormatError, match=r"set tokenizer\.chat_template"):
