@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
+from lockstep.compute import prepare_cpu
 from lockstep.config import ConfigError, Evaluation
 from lockstep.engine.embedded import EmbeddedEngine
 from lockstep.evaluate import evaluate_both
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> None:
     if not positional and not {"-h", "--help"} & set(arguments):
         raise ConfigError("which checkpoint? give a folder: lockstep eval runs/ledger/checkpoints/rl-000080")
     settings = parse(Eval, arguments, command="lockstep eval", default=Eval(checkpoint=Path("CHECKPOINT")))
-    torch.set_num_threads(settings.threads)
+    prepare_cpu(settings.threads)
     known = _known(settings.checkpoint)
     environment = make_environment(settings, known)
     evaluation = Evaluation(**known.get("evaluation", {}))

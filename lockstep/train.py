@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 from lockstep.algorithm.algorithm import GRPO
+from lockstep.compute import prepare_cpu
 from lockstep.config import ConfigError, Run, as_dict, differences
 from lockstep.data.packing import pack
 from lockstep.data.samples import to_samples
@@ -59,7 +60,7 @@ class Session:
 def train(run: Run, *, resume: Path | None = None, sft_only: bool = False) -> Path:
     """Run, or continue, a whole training; returns its directory. Raises one-line ValueErrors for a user's mistakes before
     anything is written, and InvariantError, with the evidence, when an invariant breaks."""
-    torch.set_num_threads(run.threads)
+    prepare_cpu(run.threads)
     checkpoint, progress, remarks = None, Progress(phase="sft", step=0), []
     if resume is not None:
         checkpoint, progress, remarks = _resumption(run, resume)
@@ -167,7 +168,8 @@ async def _reinforce(session: Session, start_step: int, checkpoint: Path | None)
         began = time.perf_counter()
         groups = await collector.collect(step, run.num_steps)
         sampled = time.perf_counter()
-        metrics = _update(run, trainer, groups, run.optimizer.learning_rate_at(step, run.num_steps))
+        learning_rate = run.optimizer.learning_rate_at(step, run.num_steps)
+        metrics = update(run.algorithm, trainer, groups, learning_rate=learning_rate, microbatch_tokens=run.microbatch_tokens)
         await policy.engine.update_weights(step + 1)
         metrics |= _speeds(groups, sampled - began, time.perf_counter() - sampled)
         _record(session, step + 1, groups, metrics)
@@ -178,21 +180,23 @@ async def _reinforce(session: Session, start_step: int, checkpoint: Path | None)
     return evaluated
 
 
-def _update(run: Run, trainer: Trainer, groups: Sequence[Group], learning_rate: float) -> dict[str, float]:
-    """One optimiser step on the groups; returns its metrics."""
-    batch = make_batch(run.algorithm, groups, run.microbatch_tokens)
+def update(
+    algorithm: GRPO, trainer: Trainer, groups: Sequence[Group], *, learning_rate: float, microbatch_tokens: int
+) -> dict[str, float]:
+    """One optimiser step on the groups; returns its metrics. Raises InvariantError when nothing is left to train on."""
+    batch = make_batch(algorithm, groups, microbatch_tokens)
     if not batch.num_action_tokens:
         first = next((t.error for g in groups for t in g.trajectories if t.error), "no trajectory has a sampled token")
         raise InvariantError(f"nothing to train on in this step: every trajectory is masked; the first says: {first}")
 
     def loss(logprobs: torch.Tensor, microbatch: Microbatch) -> torch.Tensor:
-        return run.algorithm.loss(logprobs, microbatch.engine_logprobs, microbatch.advantages, denominator=batch.num_action_tokens)
+        return algorithm.loss(logprobs, microbatch.engine_logprobs, microbatch.advantages, denominator=batch.num_action_tokens)
 
     results = [trainer.forward_backward(microbatch, loss) for microbatch in batch.microbatches]
     logprobs, entropies = (torch.cat([result[i] for result in results]) for i in (1, 2))
     engine_logprobs = torch.cat([m.engine_logprobs for m in batch.microbatches])
     advantages = torch.cat([m.advantages for m in batch.microbatches])
-    metrics = run.algorithm.metrics(logprobs, engine_logprobs, advantages)
+    metrics = algorithm.metrics(logprobs, engine_logprobs, advantages)
     return metrics | {
         "loss": sum(result[0].item() for result in results),
         "entropy": entropies.mean().item(),

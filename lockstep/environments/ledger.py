@@ -1,6 +1,6 @@
 """Ledger: generated word problems of several steps, each to be worked out with a calculator tool.
 
-A person's count of some object changes two or three times; other people's and other objects' numbers distract. The answer goes
+A person's count of some object changes two or three times; what another person does distracts. The answer goes
 into a final message; reward is 1 for exactly the right number. Problems are a function of (seed, index); whether a problem
 is held out is decided by a hash of its text, so no held-out problem can occur in training.
 """
@@ -55,7 +55,7 @@ class Problem:
 def draw_problem(random_: random.Random) -> Problem:
     """One problem; every count in it stays within 1..99."""
     name, other = random_.sample(NAMES, 2)
-    thing, other_thing = random_.sample(OBJECTS, 2)
+    thing = random_.choice(OBJECTS)
     start = random_.randint(10, 60)
     count, changes, events = start, [], []
     for _ in range(random_.choice((2, 3))):
@@ -67,9 +67,7 @@ def draw_problem(random_: random.Random) -> Problem:
     decoys = []
     if random_.random() < 0.6:
         decoys.append(random_.randint(2, 30))
-        mine = random_.random() < 0.5
-        subject = f"{name} {random_.choice(GAINS)} {decoys[0]} {other_thing}." if mine else f"{other} {random_.choice(GAINS)} {decoys[0]} {thing}."
-        events.insert(random_.randint(0, len(events)), subject)
+        events.insert(random_.randint(0, len(events)), f"{other} {random_.choice(GAINS)} {decoys[0]} {thing}.")
     text = f"{name} has {start} {thing}. {' '.join(events)} How many {thing} does {name} have?"
     return Problem(text, start, tuple(changes), tuple(decoys))
 
@@ -118,7 +116,7 @@ class Ledger(ToolEnvironment):
     """Distinct held-out problems."""
     num_demonstrations: int = 12800
     """Worked training problems for the cold start."""
-    carelessness: float = 0.45
+    carelessness: float = 0.3
     """Probability that the demonstrator errs at a step; 0 demonstrates perfectly."""
     seed: int = 0
     """Chooses the problems; the same in every run that is to be compared."""

@@ -1,0 +1,85 @@
+"""Wrong input: one line that says the fix, exit code 2, nothing written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lockstep.cli import main
+
+RECIPE = str(Path(__file__).with_name("quick_recipe.py"))
+
+
+def refused(arguments, capsys, tmp_path, monkeypatch):
+    """Run the command, check that it is refused in one line with nothing written, and return the line."""
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1, said.err
+    assert sorted(tmp_path.rglob("*")) == before
+    return said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], ["no command 'trian'", "did you mean train?"]),
+        (["train"], ["which recipe?"]),
+        (["train", RECIPE.replace("quick", "quik")], ["no recipe", "did you mean", "quick_recipe.py"]),
+        (["train", RECIPE, "--rollout.group-siz", "4"], ["--rollout.group-siz", "did you mean --rollout.group-size?"]),
+        (["train", RECIPE, "--rollout.group-size", "four"], ["--rollout.group-size", "four"]),
+        (["train", RECIPE, "--rollout.group-size", "1"], ["rollout.group_size=1", ">= 2", "raise it"]),
+        (["train", RECIPE, "--rollout.max-tokens", "20"], ["rollout.max_tokens=20", "prompt", "raise it above"]),
+        (["train", RECIPE, "--rollout.temperature", "0"], ["rollout.temperature=0", "use 1.0"]),
+        (["train", RECIPE, "--rollout.max-lag", "1"], ["rollout.max_lag=1", "set it to 0"]),
+        (["train", RECIPE, "--num-steps", "0"], ["num_steps=0", "at least 1"]),
+        (["train", RECIPE, "--model", "no/such-model"], ["no/such-model", "Hugging Face folder or id"]),
+        (["train", RECIPE, "--resume", "runs/none"], ["runs/none is no run", "lockstep train"]),
+        (["train", RECIPE, "--resume"], ["--resume wants a value"]),
+        (["eval"], ["which checkpoint?"]),
+        (["eval", "nowhere"], ["nowhere", "--environment"]),
+        (["eval", "nowhere", "--environment", "ledgr"], ["no environment 'ledgr'", "did you mean ledger?"]),
+        (["eval", "nowhere", "--environment", "ledger"], ["nowhere", "Hugging Face folder or id"]),
+        (["eval", "nowhere", "--environment", "ledger", "--data", "x"], ["--data x", "leave it out"]),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_fix(arguments, words, capsys, tmp_path, monkeypatch):
+    line = refused(arguments, capsys, tmp_path, monkeypatch)
+    assert not [word for word in words if word not in line], line
+
+
+def test_a_recipe_without_a_run(capsys, tmp_path, monkeypatch):
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    assert "has no module-level `run" in refused(["train", "empty.py"], capsys, tmp_path, monkeypatch)
+
+
+def test_a_model_without_a_chat_format(capsys, tmp_path, monkeypatch):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), eos_token="</s>")
+    tokenizer.save_pretrained(tmp_path / "plain")
+    (tmp_path / "plain" / "config.json").write_text('{"model_type": "llama"}')
+    line = refused(["train", RECIPE, "--model", str(tmp_path / "plain")], capsys, tmp_path, monkeypatch)
+    assert "chat_template" in line
+
+
+def test_resume_with_other_options_names_them(capsys, tmp_path, monkeypatch):
+    from lockstep.config import as_dict
+    from lockstep.observe.recorder import Recorder
+    from lockstep.options import load_recipe
+
+    run = load_recipe(Path(RECIPE))["run"]
+    with Recorder(tmp_path / "old", tensorboard=False) as recorder:
+        recorder.write_config(as_dict(run))
+    line = refused(["train", RECIPE, "--resume", "old", "--seed", "5"], capsys, tmp_path, monkeypatch)
+    assert "seed was 0, is 5" in line
+
+
+def test_help_is_quick_and_needs_no_torch():
+    code = "import sys; from lockstep.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(RECIPE).parent.parent)
+    assert done.returncode == 0
+    assert "train RECIPE" in done.stdout

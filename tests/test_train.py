@@ -1,0 +1,162 @@
+"""The whole: the real loop end to end, and resume that cannot be told from never having stopped."""
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lockstep.cli import main
+from lockstep.observe.recorder import read_config, read_metrics, read_trajectories
+from lockstep.options import load_recipe
+from lockstep.train import train
+
+RECIPE = Path(__file__).with_name("quick_recipe.py")
+TIMED = ("time/", "tokens_per_s/")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return dataclasses.replace(load_recipe(RECIPE)["run"], runs=tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def finished(run):
+    """An uninterrupted run."""
+    return train(run)
+
+
+def timeless(directory):
+    """A run's metrics without what a clock decides."""
+    return [{k: v for k, v in line.items() if not k.startswith(TIMED)} for line in read_metrics(directory)]
+
+
+def weights(directory, name="rl-000004"):
+    return load_file(directory / "checkpoints" / name / "model.safetensors")
+
+
+def assert_same_run(directory, finished):
+    expected = weights(finished)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(directory).items())
+    assert timeless(directory) == timeless(finished)
+    ours, theirs = (
+        [r.trajectory.turns for r in read_trajectories(d)] for d in (directory, finished)
+    )
+    assert ours == theirs
+
+
+def test_a_run_leaves_everything_that_is_promised(finished, run):
+    assert read_config(finished)["num_steps"] == run.num_steps
+    lines = read_metrics(finished)
+    assert [(line["phase"], line["step"]) for line in lines] == (
+        [("sft", i) for i in (1, 2, 3, 4)] + [("eval", 0)] + [("rl", i) for i in (1, 2, 3, 4)] + [("eval", 4)]
+    )
+    assert {path.name for path in (finished / "checkpoints").iterdir()} == {"rl-000002", "rl-000004"}
+    assert list((finished / "tensorboard").iterdir())
+    recorded = read_trajectories(finished, split="train")
+    assert len(recorded) == run.num_steps * run.rollout.num_prompts * run.rollout.group_size
+
+
+def test_on_policy_the_ratio_is_exactly_one_and_the_engine_agrees(finished):
+    for line in read_metrics(finished):
+        if line["phase"] == "rl":
+            assert line["ratio/min"] == line["ratio/max"] == 1.0
+            assert line["clip_fraction"] == 0.0
+            assert 0 <= line["mismatch/kl"] < 1e-8
+            assert line["mismatch/max_abs"] < 1e-4
+
+
+def test_recorded_tokens_are_versioned_by_the_step_that_sampled_them(finished):
+    for recorded in read_trajectories(finished, split="train"):
+        assert {turn.weights_version for turn in recorded.trajectory.turns} == {recorded.step - 1}
+
+
+def test_a_checkpoint_is_a_plain_hugging_face_folder(finished):
+    folder = finished / "checkpoints" / "rl-000004"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    saved = weights(finished)
+    assert all(torch.equal(p, saved[name]) for name, p in model.state_dict().items())
+    assert tokenizer.decode(tokenizer("Ann has 12 apples.").input_ids) == "Ann has 12 apples."
+
+
+def test_training_moves_every_parameter(finished):
+    before = load_file(finished / "initial" / "model.safetensors")
+    after = weights(finished)
+    assert not [name for name, value in after.items() if torch.equal(value, before[name])]
+
+
+def test_another_seed_is_another_run(run, finished):
+    other = train(dataclasses.replace(run, seed=1, name="other"))
+    assert timeless(other) != timeless(finished)
+
+
+@pytest.mark.parametrize("newest", ["sft-000002", "sft-000004", "rl-000002"])
+def test_resume_from_any_checkpoint_is_exact(run, finished, newest, tmp_path):
+    """A run that stopped right after a checkpoint: rerun with every checkpoint kept, then cut off what came later."""
+    kept = dataclasses.replace(run, runs=tmp_path, keep_checkpoints=10)
+    directory = train(kept)
+    phase, step = newest.split("-")
+    for path in (directory / "checkpoints").iterdir():
+        if (path.name.startswith("rl"), path.name) > (phase == "rl", newest):
+            shutil.rmtree(path)
+    assert train(kept, resume=directory) == directory
+    assert_same_run(directory, finished)
+
+
+def test_a_torn_checkpoint_is_passed_over(run, finished, tmp_path, capsys):
+    kept = dataclasses.replace(run, runs=tmp_path)
+    directory = train(kept)
+    path = directory / "checkpoints" / "rl-000004" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    capsys.readouterr()
+    train(kept, resume=directory)
+    assert "rl-000004 is torn (model.safetensors was changed or cut short)" in capsys.readouterr().out.replace("\n", " ")
+    assert_same_run(directory, finished)
+
+
+def test_killed_and_resumed_is_exact(finished, tmp_path):
+    """SIGKILL in the middle of reinforcement learning, then --resume, against the run that was never stopped."""
+    command = [sys.executable, "-m", "lockstep.cli", "train", str(RECIPE), "--runs", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(RECIPE.parent.parent)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("reinforcement learning 3/4"):
+            process.send_signal(signal.SIGKILL)
+            break
+    assert process.wait(60) == -signal.SIGKILL
+    process.stdout.close()
+    directory = tmp_path / "quick"
+    assert not (directory / "checkpoints" / "rl-000004").exists()
+    assert main(["train", str(RECIPE), "--runs", str(tmp_path), "--resume", str(directory)]) == 0
+    assert_same_run(directory, finished)
+
+
+def test_eval_repeats_the_number(finished, capsys):
+    assert main(["eval", str(finished / "checkpoints" / "rl-000004"), "--environment", "ledger", "--threads", "1"]) == 0
+    shown = capsys.readouterr().out
+    last = read_metrics(finished)[-1]
+    for key in ("success_sampled", "success_greedy", "reward", "num_tokens"):
+        row = next(line for line in shown.splitlines() if f" {key} " in line)
+        assert f"{last['eval/' + key]:.4g}" in row
+
+
+def test_sft_alone(run, tmp_path):
+    directory = train(dataclasses.replace(run, runs=tmp_path), sft_only=True)
+    assert [line["phase"] for line in read_metrics(directory)] == ["sft"] * 4 + ["eval"]
+    AutoModelForCausalLM.from_pretrained(directory / "checkpoints" / "sft-000004")
+
+
+def test_a_used_name_is_not_overwritten(run, finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    again = train(run, sft_only=True)
+    assert again.name == "quick-2"
+    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
