@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ def load_model(source: str | Path, *, dtype: torch.dtype = torch.float32) -> Pre
 
     Raises ModelError when it cannot be found or read.
     """
+    _check_source(source)
     try:
         config = AutoConfig.from_pretrained(source)
         options = {"experts_implementation": "lockstep"} if _has_experts(config) else {}
@@ -35,10 +37,17 @@ def load_model(source: str | Path, *, dtype: torch.dtype = torch.float32) -> Pre
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """The folder's or id's tokenizer. Raises ModelError when there is none."""
+    _check_source(source)
     try:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise ModelError(f"tokenizer of {str(source)!r} cannot be loaded: {_first_line(error)}; give a Hugging Face folder or id") from error
+
+
+def _check_source(source: str | Path) -> None:
+    """Neither a folder nor of an id's shape: no need to ask the hub."""
+    if not Path(source).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)):
+        raise ModelError(f"model {str(source)!r}: there is no such folder; give a Hugging Face folder or id")
 
 
 def _has_experts(config) -> bool:
