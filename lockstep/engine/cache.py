@@ -27,8 +27,9 @@ class CacheShape:
     def of(cls, model: torch.nn.Module) -> CacheShape:
         config = model.config.get_text_config()
         num_layers = config.num_hidden_layers
-        types = getattr(config, "layer_types", None) or ["full_attention"] * num_layers
         window = getattr(config, "sliding_window", None)
+        every_layer = "full_attention" if window is None else "sliding_attention"  # where the config does not say for each
+        types = getattr(config, "layer_types", None) or [every_layer] * num_layers
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(
             windows=tuple(window if kind == "sliding_attention" else None for kind in types),

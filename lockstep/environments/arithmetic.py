@@ -1,11 +1,20 @@
-"""Exact evaluation of arithmetic that a model wrote: + - * / and parentheses on decimal numbers, never by `eval`."""
+"""Exact evaluation of arithmetic that a model wrote, and the calculator tool that offers it.
+
++ - * / and parentheses on decimal numbers, never by `eval`.
+"""
 
 from __future__ import annotations
 
+import json
 import re
+from decimal import Context, Decimal
 from fractions import Fraction
 
+from lockstep.rollout.tool import ToolError, tool
+from lockstep.types import Message
+
 MAX_CHARACTERS = 200
+ROUNDING = Context(prec=10)
 TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d*)?|\.\d+)|([-+*/()]))")
 
 
@@ -14,7 +23,8 @@ class ArithmeticFault(ValueError):
 
 
 def evaluate(expression: str) -> str:
-    """The value as text: an integer, or a decimal with at most ten significant digits.
+    """The value as text: an integer in full, any other number as a decimal rounded to ten significant digits. Never in
+    scientific notation, so that a result can stand in the next expression.
 
     Raises ArithmeticFault for anything but numbers, the four operations and parentheses, and for division by zero.
     """
@@ -26,7 +36,24 @@ def evaluate(expression: str) -> str:
         raise ArithmeticFault(f"unexpected {tokens[rest]!r}")
     if value.denominator == 1:
         return str(value.numerator)
-    return f"{float(value):.10g}"
+    rounded = ROUNDING.divide(Decimal(value.numerator), Decimal(value.denominator))
+    return f"{rounded.normalize(ROUNDING):f}"
+
+
+@tool(inline=True)
+def calculator(e: str) -> str:
+    """Evaluate an arithmetic expression, for example 12+30."""
+    try:
+        return evaluate(e)
+    except ArithmeticFault as fault:
+        raise ToolError(str(fault)) from fault
+
+
+def calculation(expression: str) -> tuple[Message, Message]:
+    """A demonstrated use of the calculator: the call, and what the tool answers. Raises ArithmeticFault like `evaluate`."""
+    name = f"functions.{calculator.name}"
+    call = Message(role="assistant", channel="commentary", recipient=name, content=f'{{"e":{json.dumps(expression)}}}')
+    return call, Message(role="tool", name=name, content=evaluate(expression))
 
 
 def _tokenize(expression: str) -> list[str]:

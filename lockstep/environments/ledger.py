@@ -1,6 +1,6 @@
 """Ledger: generated word problems of several steps, each to be worked out with a calculator tool.
 
-A person's count of some object changes two or three times; what another person does distracts. The answer goes
+A person's count of some object changes two or three times; what another person has distracts. The answer goes
 into a final message; reward is 1 for exactly the right number. Problems are a function of (seed, index); whether a problem
 is held out is decided by a hash of its text, so no held-out problem can occur in training.
 """
@@ -12,25 +12,16 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lockstep.environments.arithmetic import ArithmeticFault, evaluate
+from lockstep.environments.arithmetic import calculation, calculator
 from lockstep.rollout.environment import Split, ToolEnvironment
-from lockstep.rollout.tool import Tool, ToolError, tool
+from lockstep.rollout.tool import Tool
 from lockstep.types import Demonstration, Message, Task
 
 NAMES = "Ann Ben Cara Dan Eve Finn Gus Hana Ivan Jo Kim Leo Mia Ned Ola Pam".split()
-OBJECTS = "apples books coins cards eggs figs hats keys nuts pens shells stamps".split()
-GAINS = ("buys", "finds", "gets", "picks")
-LOSSES = ("sells", "loses", "gives away", "drops")
+OBJECTS = "apples beans buns cakes eggs figs jams nuts pears pies plums rolls".split()
+GAINS = ("buys", "finds", "gets", "makes")
+LOSSES = ("sells", "loses", "eats", "drops")
 HELDOUT_SHARE = 8  # one problem in so many is held out
-
-
-@tool(inline=True)
-def calculator(e: str) -> str:
-    """Evaluate an arithmetic expression, for example 12+30."""
-    try:
-        return evaluate(e)
-    except ArithmeticFault as fault:
-        raise ToolError(str(fault)) from fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +54,11 @@ def draw_problem(random_: random.Random) -> Problem:
         amount = random_.randint(2, min(30, 99 - count if gain else count - 1))
         changes.append(amount if gain else -amount)
         count += changes[-1]
-        events.append(f"{name} {random_.choice(GAINS if gain else LOSSES)} {amount} {thing}.")
+        events.append(f"{name} {random_.choice(GAINS if gain else LOSSES)} {amount}.")
     decoys = []
     if random_.random() < 0.6:
         decoys.append(random_.randint(2, 30))
-        events.insert(random_.randint(0, len(events)), f"{other} {random_.choice(GAINS)} {decoys[0]} {thing}.")
+        events.insert(random_.randint(0, len(events)), f"{other} has {decoys[0]} {thing}.")
     text = f"{name} has {start} {thing}. {' '.join(events)} How many {thing} does {name} have?"
     return Problem(text, start, tuple(changes), tuple(decoys))
 
@@ -99,10 +90,8 @@ def demonstrate(problem: Problem, random_: random.Random, carelessness: float) -
                 change = decoys.pop()
             elif slip == "misread":
                 change = (1 if change > 0 else -1) * random_.randint(2, 30)
-        expression = f"{count}{'+' if change >= 0 else '-'}{abs(change)}"
+        messages += calculation(f"{count}{'+' if change >= 0 else '-'}{abs(change)}")
         count += change
-        call = Message(role="assistant", channel="commentary", recipient="functions.calculator", content=f'{{"e":"{expression}"}}')
-        messages += [call, Message(role="tool", name="functions.calculator", content=str(count))]
     return (*messages, Message(role="assistant", channel="final", content=str(count)))
 
 
@@ -133,7 +122,9 @@ class Ledger(ToolEnvironment):
         random_ = random.Random(f"demonstrations {seed}")
         solved = problems("train", self.num_demonstrations, seed=1 + self.seed)
         return [
-            Demonstration(task=self._task("train", i, problem), messages=demonstrate(problem, random_, self.carelessness))
+            Demonstration(
+                task=self._task("train", i, problem), messages=demonstrate(problem, random_, self.carelessness)
+            )
             for i, problem in enumerate(solved)
         ]
 

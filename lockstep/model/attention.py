@@ -13,6 +13,7 @@ Importing this file registers `attn_implementation="lockstep"` with transformers
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -72,10 +73,14 @@ def packed_attention(
 
     q [T, H, D]; k, v [T, Hkv, D] with H a multiple of Hkv; sinks [H] or None; cu_seqlens: boundaries 0 = c_0 < ... < c_S = T;
     window: a query sees itself and the window - 1 tokens before it; None sees all. Returns [T, H, D].
-    Raises ValueError when the boundaries do not span the pack or no kernel serves the device.
+    Raises ValueError when the boundaries do not span the pack or do not rise, or no kernel serves the device.
     """
     if cu_seqlens[0] != 0 or cu_seqlens[-1] != q.shape[0]:
-        raise ValueError(f"cu_seqlens spans {cu_seqlens[0]}..{cu_seqlens[-1]} but the pack has {q.shape[0]} tokens: they must agree")
+        raise ValueError(
+            f"cu_seqlens spans {cu_seqlens[0]}..{cu_seqlens[-1]} but the pack has {q.shape[0]} tokens: they must agree"
+        )
+    if any(start >= stop for start, stop in pairwise(cu_seqlens)):  # the kernel would end the process
+        raise ValueError(f"cu_seqlens {cu_seqlens} must rise at every step: leave empty sequences out")
     if q.device.type != "cpu":
         raise ValueError(f"no lockstep attention kernel for device {q.device.type!r}: the CPU is supported")
     return SinkAttention.apply(q, k, v, sinks, CpuFlash, cu_seqlens, window, scale)

@@ -13,12 +13,17 @@ import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 
+DECODE_ROWS = 2048  # (token, expert) pairs up to which the calls, not the arithmetic, take the time
+
+
 def experts_forward(
     module: torch.nn.Module, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
     """hidden [T, H]; top_k_index [T, K] of distinct experts a token; top_k_weights [T, K]. Returns [T, H]."""
     if not module.has_gate or module._is_expert_parallel:
         raise ValueError(f"{type(module).__name__}: lockstep experts serve gated experts on one device; pick another experts_implementation")
+    if not torch.is_grad_enabled() and top_k_index.numel() <= DECODE_ROWS:
+        return _decode(module, hidden, top_k_index, top_k_weights)
     biases = (module.gate_up_proj_bias, module.down_proj_bias) if module.has_bias else (None, None)
     return Experts.apply(module, hidden, top_k_index, top_k_weights, module.gate_up_proj, biases[0], module.down_proj, biases[1])
 
@@ -40,6 +45,30 @@ def _by_expert(top_k_index: torch.Tensor, num_experts: int) -> Iterator[tuple[in
 def _project(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, transposed: bool) -> torch.Tensor:
     weight = weight if transposed else weight.T
     return x @ weight if bias is None else torch.addmm(bias, x, weight)
+
+
+def _decode(module: torch.nn.Module, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """All experts in one batched product, each with its own tokens, padded to the busiest expert's. For few tokens, no gradient."""
+    num_experts, top_k = module.gate_up_proj.shape[0], index.shape[1]
+    flat, order = torch.sort(index.reshape(-1), stable=True)
+    counts = torch.bincount(flat, minlength=num_experts)
+    width = int(counts.max())
+    rank = torch.arange(len(flat), device=flat.device) - (counts.cumsum(0) - counts)[flat]
+    slots = flat * width + rank
+    padded = hidden.new_zeros(num_experts * width, hidden.shape[1])
+    padded[slots] = hidden[order // top_k]
+    up = _project_all(padded.view(num_experts, width, -1), module, "gate_up_proj")
+    down = _project_all(module._apply_gate(up), module, "down_proj")
+    outputs = torch.empty_like(padded[: len(flat)])
+    outputs[order] = down.flatten(0, 1)[slots]
+    return _combine(outputs, weights)
+
+
+def _project_all(x: torch.Tensor, module: torch.nn.Module, name: str) -> torch.Tensor:
+    """x [E, N, in] through every expert's projection at once."""
+    weight = getattr(module, name)
+    weight = weight if module.is_transposed else weight.transpose(1, 2)
+    return torch.baddbmm(getattr(module, f"{name}_bias")[:, None], x, weight) if module.has_bias else torch.bmm(x, weight)
 
 
 class Experts(torch.autograd.Function):

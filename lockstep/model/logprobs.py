@@ -42,8 +42,9 @@ class SelectedLogprobs(torch.autograd.Function):
             chunk = slice(start, start + rows)
             logits = _logits(hidden[chunk], head, temperature)
             normalisers[chunk] = lse = torch.logsumexp(logits, -1)
-            logprobs[chunk] = logits.gather(1, targets[chunk, None]).squeeze(1) - lse
-            entropies[chunk] = lse - (torch.exp(logits - lse[:, None]) * logits).sum(-1)
+            logp = logits.sub_(lse[:, None])
+            logprobs[chunk] = logp.gather(1, targets[chunk, None]).squeeze(1)
+            entropies[chunk] = -(torch.exp(logp) * logp).sum(-1)  # lse - sum(p * logits) would cancel
         ctx.save_for_backward(hidden, head, targets, normalisers, entropies)
         ctx.temperature, ctx.rows = temperature, rows
         return logprobs, entropies

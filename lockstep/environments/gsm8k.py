@@ -1,0 +1,157 @@
+"""GSM8K (arXiv:2110.14168): grade-school word problems written by people, each with a worked solution and a number as its answer.
+
+In: a folder with train.jsonl and test.jsonl, one object with `question` and `answer` a line. The test rows are the
+held-out tasks. A solution's annotations, such as <<48/2=24>>, become calls of the calculator; what is written around
+them is the demonstrator's reasoning. Reward is 1 for exactly the right number, by comparison alone, never by `eval`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+from lockstep.environments.arithmetic import ArithmeticFault, calculation, calculator, evaluate
+from lockstep.rollout.environment import Split, ToolEnvironment
+from lockstep.rollout.tool import Tool
+from lockstep.types import Demonstration, Message, Task
+
+FILES: Mapping[Split, str] = {"train": "train.jsonl", "heldout": "test.jsonl"}
+ANNOTATION = re.compile(r"<<(.*?)>>")
+NUMBER = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?")
+
+Reasoning = Literal["analysis", "commentary"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One problem. solution: the worked steps with their annotations; answer: a number without commas or currency."""
+
+    question: str
+    solution: str
+    answer: str
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Every row of a .jsonl file, in order. Raises FileNotFoundError or ValueError, each one line that says the fix."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no file {path}: give the folder that holds GSM8K's {' and '.join(FILES.values())}, each line a JSON object "
+            "with the keys question and answer: --environment.data PATH"
+        )
+    with path.open("rb") as lines:
+        rows = [_row(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+    if not rows:
+        raise ValueError(f"{path} is empty: give GSM8K's own file, or another folder with --environment.data PATH")
+    return rows
+
+
+def _row(line: bytes, where: str) -> Row:
+    shape = '{"question": "...", "answer": "... #### NUMBER"}'
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON ({error}): make the line {shape}, or remove it") from error
+    texts = [row.get(key) if isinstance(row, dict) else None for key in ("question", "answer")]
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f"{where} has no texts under question and answer: make the line {shape}, or remove it")
+    question, answer = texts
+    solution, marker, end = answer.rpartition("####")
+    if not marker or read_number(end) is None:
+        raise ValueError(
+            f"{where} has an answer that ends in {answer[-30:]!r}: end it with '#### NUMBER', or remove the line"
+        )
+    return Row(question, solution.strip(), _bare(end))
+
+
+def read_number(text: str) -> Fraction | None:
+    """The number that a text is, leaving out spaces around it, commas, dollar signs and a full stop at its end; None when the
+    text is anything else. 1,200 and $1200.00 are the same number."""
+    bare = _bare(text)
+    return Fraction(bare) if NUMBER.fullmatch(bare) else None
+
+
+def _bare(text: str) -> str:
+    return text.strip().removesuffix(".").replace(",", "").replace("$", "").strip()
+
+
+def stated_answer(text: str) -> Fraction | None:
+    """The number in a final message's last line, where what stands before #### is left out; None when that is no number.
+
+    So `72`, `#### 72` and `Half of 144.\\n#### $72.00` all state 72, while `72 clips` and `71 or 72` state nothing.
+    """
+    last_line = text.strip().rpartition("\n")[2]
+    return read_number(last_line.rpartition("####")[2])
+
+
+def demonstrate(row: Row, reasoning: Reasoning) -> tuple[Message, ...]:
+    """The row's solution as messages: its texts, a call for each annotation, the answer as the final message.
+
+    Empty when the row cannot be shown with the calculator: it has no annotation, or one that the calculator cannot
+    evaluate or does not confirm.
+    """
+    text, *rest = ANNOTATION.split(row.solution)
+    messages = _thought(text, reasoning)
+    for annotation, following in zip(rest[::2], rest[1::2], strict=True):
+        expression, _, value = annotation.partition("=")
+        try:
+            call, answer = calculation(expression)
+            confirmed = answer.content == evaluate(value)
+        except ArithmeticFault:
+            confirmed = False
+        if not confirmed:
+            return ()
+        messages += [call, answer, *_thought(following, reasoning)]
+    return (*messages, Message(role="assistant", channel="final", content=row.answer)) if rest else ()
+
+
+def _thought(text: str, reasoning: Reasoning) -> list[Message]:
+    return [Message(role="assistant", channel=reasoning, content=text.strip())] if text.strip() else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class GSM8K(ToolEnvironment):
+    """Grade-school word problems with a calculator.
+
+    Of the 7473 training rows 7376 become demonstrations, with 23706 calls. Left out are 95 solutions without any
+    annotation, which would teach to answer without the tool, and 2 with `//`, which the calculator does not know. The
+    calculator confirms every other annotation. They remain tasks, as do all 1319 test rows.
+    """
+
+    data: Path
+    """Folder that holds train.jsonl and test.jsonl."""
+    instructions: str = "Solve the problem step by step, with the calculator. Answer with the number alone."
+    """System message before each question; empty leaves it out."""
+    reasoning: Reasoning = "analysis"
+    """Where demonstrations reason: 'analysis' is thought, 'commentary' is said, for chat templates that drop or lack thoughts."""
+
+    def tasks(self, split: Split) -> Sequence[Task]:
+        return [self._task(split, number, row) for number, row in self._rows(split)]
+
+    def demonstrations(self, seed: int) -> Sequence[Demonstration]:
+        """One for each training row whose annotations the calculator confirms; the seed changes nothing."""
+        shown = [(number, row, demonstrate(row, self.reasoning)) for number, row in self._rows("train")]
+        return [
+            Demonstration(task=self._task("train", number, row), messages=said) for number, row, said in shown if said
+        ]
+
+    def tools(self, task: Task) -> Sequence[Tool]:
+        return (calculator,)
+
+    async def grade(self, task: Task, answer: str | None, messages: Sequence[Message]) -> Mapping[str, float]:
+        """1 when the final message states the reference answer (see `stated_answer`)."""
+        return {"correct": float(answer is not None and stated_answer(answer) == read_number(task.data["answer"]))}
+
+    def _rows(self, split: Split) -> list[tuple[int, Row]]:
+        """The rows of a split with their line numbers."""
+        return list(enumerate(read_rows(self.data / FILES[split]), start=1))
+
+    def _task(self, split: Split, number: int, row: Row) -> Task:
+        """A task is named after its line, e.g. gsm8k/train/17."""
+        opening = [Message(role="system", content=self.instructions)] if self.instructions else []
+        question = Message(role="user", content=row.question)
+        return Task(id=f"gsm8k/{split}/{number}", messages=(*opening, question), data={"answer": row.answer})
