@@ -2,10 +2,11 @@
 
     make benchmark-step
 
-A step samples `--group-size` completions of exactly `--max-new-tokens` tokens for each of `--num-prompts` prompts and makes one
-optimiser update on all of them, in float32. Both sides get the same model folder, prompts, lengths and threads; the trivial
-reward (the parity of the tokens' sum) leaves nothing but generation and training to time. The two run in turn, `--rounds` times
-over, each in its own process; the table gives each side's median step and the ratio. The first step of each process is warm-up.
+A step samples `--group-size` completions of exactly `--max-new-tokens` tokens for each of `--num-prompts` prompts and
+makes one optimiser update on all of them, in float32. Both sides get the same model folder, prompts, lengths and
+threads; the trivial reward (the parity of the tokens' sum) leaves nothing but generation and training to time. The two
+run in turn, `--rounds` times over, each in its own process; the table gives each side's median step and the ratio. The
+first step of each process is warm-up.
 """
 
 from __future__ import annotations
@@ -68,17 +69,25 @@ def prepare(chosen: argparse.Namespace, folder: Path) -> None:
     tokenizer = build_tokenizer(texts, TinyModel().vocab_size)
     tokenizer.save_pretrained(folder / "model")
     build_model(TinyModel(), tokenizer, seed=0).save_pretrained(folder / "model")
-    prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in texts[: chosen.num_prompts * chosen.steps]]
+    prompts = [
+        tokenizer(text, add_special_tokens=False).input_ids for text in texts[: chosen.num_prompts * chosen.steps]
+    ]
     (folder / "prompts.json").write_text(json.dumps(prompts))
 
 
 def lockstep_command(chosen: argparse.Namespace, folder: Path) -> list[str]:
-    arguments = [f"--{name.replace('_', '-')}={getattr(chosen, name)}" for name in ("num_prompts", "group_size", "max_new_tokens", "steps", "threads")]
+    arguments = [
+        f"--{name.replace('_', '-')}={getattr(chosen, name)}"
+        for name in ("num_prompts", "group_size", "max_new_tokens", "steps", "threads")
+    ]
     return [sys.executable, __file__, *arguments, f"--lockstep-side={folder}"]
 
 
 def trl_command(chosen: argparse.Namespace, folder: Path) -> list[str]:
-    arguments = [f"--{name.replace('_', '-')}={getattr(chosen, name)}" for name in ("num_prompts", "group_size", "max_new_tokens", "steps", "threads")]
+    arguments = [
+        f"--{name.replace('_', '-')}={getattr(chosen, name)}"
+        for name in ("num_prompts", "group_size", "max_new_tokens", "steps", "threads")
+    ]
     paths = [f"--model={folder / 'model'}", f"--prompts={folder / 'prompts.json'}", f"--out={folder / 'result.json'}"]
     return [str(chosen.trl_python), str(HERE / "step_trl.py"), *arguments, *paths]
 
@@ -129,16 +138,27 @@ async def one_step(chosen, step, prompts, engine, trainer, algorithm) -> dict[st
     began = time.perf_counter()
 
     async def attempt(i: int, j: int) -> Trajectory:
-        sampling = Sampling(temperature=1.0, max_tokens=chosen.max_new_tokens, stop_token_ids=(), seed=1000 * step + 10 * i + j)
+        sampling = Sampling(
+            temperature=1.0, max_tokens=chosen.max_new_tokens, stop_token_ids=(), seed=1000 * step + 10 * i + j
+        )
         done = await engine.generate(prompts[i], sampling)
         turn = Turn(context=tuple(prompts[i]), action=done.tokens, engine_logprobs=done.logprobs, weights_version=step)
         reward = float(sum(done.tokens) % 2)
         return Trajectory(
-            id=f"{i}/{j}", task=task, turns=(turn,), messages=(), reward=reward, reward_parts={}, stop_reason="length", events={}
+            id=f"{i}/{j}",
+            task=task,
+            turns=(turn,),
+            messages=(),
+            reward=reward,
+            reward_parts={},
+            stop_reason="length",
+            events={},
         )
 
     async def group(i: int) -> Group:
-        return Group(task=task, trajectories=tuple(await asyncio.gather(*(attempt(i, j) for j in range(chosen.group_size)))))
+        return Group(
+            task=task, trajectories=tuple(await asyncio.gather(*(attempt(i, j) for j in range(chosen.group_size))))
+        )
 
     task = Task(id="benchmark", messages=())
     groups = await asyncio.gather(*(group(i) for i in range(len(prompts))))
@@ -151,13 +171,15 @@ async def one_step(chosen, step, prompts, engine, trainer, algorithm) -> dict[st
 
 def report(chosen: argparse.Namespace, results: dict[str, list[dict]]) -> None:
     print(
-        f"\nGRPO step: {chosen.num_prompts} prompts x {chosen.group_size} completions x {chosen.max_new_tokens} new tokens, "
-        f"{chosen.threads} thread(s), median of {chosen.rounds} x {chosen.steps - 1} steps"
+        f"\nGRPO step: {chosen.num_prompts} prompts x {chosen.group_size} completions x {chosen.max_new_tokens} "
+        f"new tokens, {chosen.threads} thread(s), median of {chosen.rounds} x {chosen.steps - 1} steps"
     )
     print(f"{'':10}{'step s':>9}{'generate s':>12}{'train s':>9}{'trained tokens/s':>18}")
     speeds = {}
     for side, found in results.items():
-        step_s, generate_s, train_s = (statistics.median(r[key] for r in found) for key in ("step_s", "generate_s", "train_s"))
+        step_s, generate_s, train_s = (
+            statistics.median(r[key] for r in found) for key in ("step_s", "generate_s", "train_s")
+        )
         speeds[side] = results["Lockstep"][0]["tokens"] / step_s
         print(f"{side:10}{step_s:9.2f}{generate_s:12.2f}{train_s:9.2f}{speeds[side]:18.0f}")
     print(f"Lockstep / TRL: {speeds['Lockstep'] / speeds['TRL']:.1f}x   {results['TRL'][0].get('versions')}")

@@ -15,6 +15,7 @@ import ctypes
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from importlib.metadata import version
@@ -29,7 +30,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--num-prompts", type=int, default=16, help="prompts a step")
     parser.add_argument("--max-new-tokens", type=int, default=96)
-    parser.add_argument("--steps", type=int, default=3, help="steps in all; the first is warm-up and not counted")
+    parser.add_argument("--steps", type=int, default=3, help="steps in all, 2 or more; the first is not counted")
     parser.add_argument("--threads", type=int, default=1, help="OpenMP threads")
     parser.add_argument("--learning-rate", type=float, default=1e-6)
     parser.add_argument("--microbatch", type=int, default=32, help="sequences a forward and backward pass")
@@ -44,7 +45,8 @@ def parse_options() -> argparse.Namespace:
 
 
 OPTIONS = parse_options()
-# OpenMP reads its thread count once, when torch loads: hence before the imports below. TRL must not reach for a network.
+# OpenMP reads its thread count once, when torch loads: hence before the imports below. TRL must not reach for a
+# network.
 os.environ.update(
     OMP_NUM_THREADS=str(OPTIONS.threads),
     MKL_NUM_THREADS=str(OPTIONS.threads),
@@ -93,8 +95,9 @@ class TokenExactTrainer(GRPOTrainer):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.eos_token_ids = [NO_TOKEN]  # else TRL cuts a completion at the tokenizer's end-of-sequence token
-        self.generation_s: list[float] = []
+        self.ignored_stops = torch.tensor(self.eos_token_ids)
+        self.eos_token_ids = [NO_TOKEN]  # else TRL cuts a completion at the model's stop tokens
+        self.generate_s: list[float] = []
         self.trained_tokens: list[tuple[int, int]] = []  # a step: prompt tokens, completion tokens
 
     def _tokenize_prompts(self, prompts):
@@ -104,7 +107,7 @@ class TokenExactTrainer(GRPOTrainer):
         start = time.perf_counter()
         self.model.generation_config.eos_token_id = None  # Trainer sets it from the tokenizer when training begins
         output = super()._generate_single_turn(*args, **kwargs)
-        self.generation_s.append(time.perf_counter() - start)
+        self.generate_s.append(time.perf_counter() - start)
         return output
 
     def _generate_and_score_completions(self, inputs):
@@ -120,9 +123,9 @@ class TokenExactTrainer(GRPOTrainer):
         if [row[mask].tolist() for row, mask in zip(batch["prompt_ids"], prompt_mask, strict=True)] != prompts:
             raise RuntimeError("TRL trains on other prompt tokens than it was given: has _tokenize_prompts changed?")
         completions = batch["completion_ids"]
-        ended = (completions == self._tokenizer.eos_token_id).cumsum(dim=1)[:, :-1] > 0
+        ended = torch.isin(completions, self.ignored_stops).cumsum(dim=1)[:, :-1] > 0
         if ended.any() and (completions[:, 1:][ended] == self._tokenizer.pad_token_id).all():
-            raise RuntimeError("sampling stops at the end-of-sequence token and pads: is eos_token_id still None?")
+            raise RuntimeError("sampling stops at a stop token and pads: is generation_config.eos_token_id still None?")
 
 
 def reward_token_parity(completion_ids: list[list[int]], **kwargs) -> list[float]:
@@ -131,16 +134,19 @@ def reward_token_parity(completion_ids: list[list[int]], **kwargs) -> list[float
 
 
 def read_prompts(path: Path, *, num_prompts: int) -> list[list[int]]:
+    """Prompts for whole steps; TRL takes them in this order, `num_prompts` a step, and begins again at the end."""
     prompts = json.loads(path.read_text())
     if len(prompts) < num_prompts:
-        raise SystemExit(f"{path} holds {len(prompts)} prompts: --num-prompts={num_prompts} needs as many or more")
+        sys.exit(f"{path} holds {len(prompts)} prompts: --num-prompts={num_prompts} needs as many or more")
     return prompts[: len(prompts) // num_prompts * num_prompts]
 
 
 def grpo_config(options: argparse.Namespace, output_dir: str) -> GRPOConfig:
     num_sequences = options.num_prompts * options.group_size
+    if options.steps < 2:
+        sys.exit(f"--steps={options.steps}: the first step is warm-up and not counted; give 2 or more")
     if num_sequences % options.microbatch:
-        raise SystemExit(f"--microbatch={options.microbatch} must divide num-prompts x group-size = {num_sequences}")
+        sys.exit(f"--microbatch={options.microbatch} must divide num-prompts x group-size = {num_sequences}")
     return GRPOConfig(
         output_dir=output_dir,
         # the step
@@ -199,24 +205,25 @@ def train(options: argparse.Namespace) -> dict[str, object]:
 
 
 def result(options: argparse.Namespace, trainer: TokenExactTrainer, timer: StepTimer) -> dict[str, object]:
-    prompt_tokens, completion_tokens = trainer.trained_tokens[-1]
+    prompt_tokens, completion_tokens = zip(*trainer.trained_tokens, strict=True)
     wanted = options.num_prompts * options.group_size * options.max_new_tokens
-    if any(completion != wanted for _, completion in trainer.trained_tokens):
-        raise RuntimeError(f"completion tokens a step {trainer.trained_tokens}, not {wanted}: some stopped early")
+    if set(completion_tokens) != {wanted}:
+        raise RuntimeError(f"completion tokens a step: {completion_tokens}, not {wanted}: some stopped early")
+    train_s = [step - generate for step, generate in zip(timer.step_s, trainer.generate_s, strict=True)]
     logs = [entry for entry in trainer.state.log_history if "reward_std" in entry]
-    step_s, generation_s = statistics.median(timer.step_s[1:]), statistics.median(trainer.generation_s[1:])
+    step_s = statistics.median(timer.step_s[1:])
     return {
-        "completion_tokens_per_step": completion_tokens,
-        "prompt_tokens_per_step": prompt_tokens,
         "step_s": step_s,
-        "generation_s": generation_s,
-        "training_s": statistics.median(
-            step - generation for step, generation in zip(timer.step_s[1:], trainer.generation_s[1:], strict=True)
-        ),
+        "generate_s": statistics.median(trainer.generate_s[1:]),
+        "train_s": statistics.median(train_s[1:]),
         "cpu_s": statistics.median(timer.cpu_s[1:]),
-        "completion_tokens_per_s": completion_tokens / step_s,
+        "tokens": prompt_tokens[1] + wanted,
+        "prompt_tokens": prompt_tokens[1],
+        "completion_tokens": wanted,
+        "tokens_per_s": (prompt_tokens[1] + wanted) / step_s,
+        "completion_tokens_per_s": wanted / step_s,
         "all_step_s": timer.step_s,
-        "all_generation_s": trainer.generation_s,
+        "all_generate_s": trainer.generate_s,
         "grad_norm": [entry["grad_norm"] for entry in logs],
         "reward_std": [entry["reward_std"] for entry in logs],
         "threads": torch.get_num_threads(),

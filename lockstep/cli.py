@@ -1,10 +1,10 @@
-"""The command `lockstep`: train, sft, eval. Each is a thin call; a user's mistake is one line on stderr and exit code 2."""
+"""The command `lockstep`: train, sft, eval. Each is a thin call; a user's mistake is one line on stderr and exit code
+2."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 HELP = """\
 usage: lockstep COMMAND ...

@@ -11,8 +11,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's mallopt
 
 
 def prepare_cpu(num_threads: int) -> None:
-    """Compute with `num_threads` threads. On glibc, freed memory stays with the process: otherwise every large tensor is mapped
-    and unmapped anew, and page faults cost up to a third of a training step."""
+    """Compute with `num_threads` threads. On glibc, freed memory stays with the process: otherwise every large tensor
+    is mapped and unmapped anew, and page faults cost up to a third of a training step."""
     torch.set_num_threads(num_threads)
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -48,7 +48,8 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Generic[EnvironmentT]):
-    """Everything that decides a run. Every field can be overridden from the command line, e.g. --rollout.group-size 16."""
+    """Everything that decides a run. Every field can be overridden from the command line, e.g. --rollout.group-size
+    16."""
 
     environment: EnvironmentT
     """The tasks, their tools and their reward."""
@@ -113,13 +114,20 @@ def check(run: Run) -> None:
     if run.rollout.group_size < 2:
         raise ConfigError(f"rollout.group_size={run.rollout.group_size}: group-relative advantages need >= 2; raise it")
     if run.rollout.temperature <= 0:
-        raise ConfigError(f"rollout.temperature={run.rollout.temperature}: training samples at a temperature > 0; use 1.0")
+        raise ConfigError(
+            f"rollout.temperature={run.rollout.temperature}: training samples at a temperature > 0; use 1.0"
+        )
     if run.rollout.max_lag:
-        raise ConfigError(f"rollout.max_lag={run.rollout.max_lag}: the embedded engine shares the trainer's weights; set it to 0")
+        raise ConfigError(
+            f"rollout.max_lag={run.rollout.max_lag}: the embedded engine shares the trainer's weights; set it to 0"
+        )
     if run.optimizer.learning_rate <= 0:
         raise ConfigError(f"optimizer.learning_rate={run.optimizer.learning_rate}: must be above 0")
     if run.model == "tiny" and run.rollout.max_tokens > run.tiny.max_length:
-        raise ConfigError(f"rollout.max_tokens={run.rollout.max_tokens}: the tiny model has {run.tiny.max_length} positions; lower it or raise tiny.max_length")
+        raise ConfigError(
+            f"rollout.max_tokens={run.rollout.max_tokens}: the tiny model has {run.tiny.max_length} positions; "
+            "lower it or raise tiny.max_length"
+        )
 
 
 def as_dict(run: Run) -> dict[str, Any]:

@@ -18,10 +18,12 @@ TEMPERATURES = {"sampled": 1.0, "greedy": 0.0}
 async def evaluate(
     policy: Policy, environment: Environment, tasks: Sequence[Task], *, mode: str, seed: int
 ) -> list[Group]:
-    """One trajectory a task, 'sampled' at temperature 1 or 'greedy'. A function of the weights, the tasks and the seed."""
+    """One trajectory a task, 'sampled' at temperature 1 or 'greedy'. A function of the weights, the tasks and the
+    seed."""
     acting = dataclasses.replace(policy, temperature=TEMPERATURES[mode])
     tries = (
-        collect_group(acting, environment, task, group_id=f"{mode}/{i}", size=1, seed=seed) for i, task in enumerate(tasks)
+        collect_group(acting, environment, task, group_id=f"{mode}/{i}", size=1, seed=seed)
+        for i, task in enumerate(tasks)
     )
     return list(await asyncio.gather(*tries))
 

@@ -31,8 +31,8 @@ from lockstep.trainer.checkpoint import CONFIG
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """Held-out success of a checkpoint, sampled at temperature 1 and greedy. What a Lockstep checkpoint says of its own run is
-    the default of everything left out here."""
+    """Held-out success of a checkpoint, sampled at temperature 1 and greedy. What a Lockstep checkpoint says of its own
+    run is the default of everything left out here."""
 
     checkpoint: Positional[Path]
     """A Hugging Face folder, such as runs/NAME/checkpoints/rl-000080, or the id of a model."""
@@ -65,7 +65,9 @@ def main(arguments: list[str]) -> None:
     _print(settings, tasks, metrics)
 
 
-async def _evaluate(settings: Eval, known: Mapping[str, Any], environment: Environment, tasks, evaluation: Evaluation) -> dict[str, float]:
+async def _evaluate(
+    settings: Eval, known: Mapping[str, Any], environment: Environment, tasks, evaluation: Evaluation
+) -> dict[str, float]:
     renderer = renderer_for(
         load_tokenizer(settings.checkpoint),
         harmony=HarmonyOptions(**known.get("harmony", {})),
@@ -73,11 +75,15 @@ async def _evaluate(settings: Eval, known: Mapping[str, Any], environment: Envir
     )
     rollout = Rollout(**known.get("rollout", {}))
     engine = EmbeddedEngine(
-        load_model(settings.checkpoint), max_concurrency=known.get("engine", {}).get("max_concurrency", 256), max_length=rollout.max_tokens
+        load_model(settings.checkpoint),
+        max_concurrency=known.get("engine", {}).get("max_concurrency", 256),
+        max_length=rollout.max_tokens,
     )
     policy = Policy(engine=engine, renderer=renderer, settings=rollout, temperature=1.0)
     seed = known.get("seed", 0) if settings.seed is None else settings.seed
-    metrics, groups = await evaluate_both(policy, environment, tasks, seed=seed, success_reward=evaluation.success_reward)
+    metrics, groups = await evaluate_both(
+        policy, environment, tasks, seed=seed, success_reward=evaluation.success_reward
+    )
     if settings.out is not None:
         with Recorder(settings.out, tensorboard=False) as recorder:
             recorder.write_metrics(0, "eval", metrics)
@@ -111,7 +117,8 @@ def make_environment(settings: Eval, known: Mapping[str, Any]) -> Environment:
 
 
 def find_environment(name: str) -> type:
-    """The class that 'ledger', 'package.module:Class' or 'package.module.Class' names. Raises ConfigError when there is none."""
+    """The class that 'ledger', 'package.module:Class' or 'package.module.Class' names. Raises ConfigError when there is
+    none."""
     module_name, _, class_name = name.replace(":", ".").rpartition(".")
     if not module_name:
         module_name, class_name = f"lockstep.environments.{name}", ""
@@ -119,14 +126,22 @@ def find_environment(name: str) -> type:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         offered = sorted(path.stem for path in Path(__file__).with_name("environments").glob("[a-z]*.py"))
-        raise ConfigError(f"no environment {name!r}{nearest(name, offered)}; give one of lockstep.environments, or MODULE:CLASS") from error
+        raise ConfigError(
+            f"no environment {name!r}{nearest(name, offered)}; give one of lockstep.environments, or MODULE:CLASS"
+        ) from error
     if class_name:
         if not hasattr(module, class_name):
             raise ConfigError(f"no environment {name!r}: {module_name} has no {class_name}; give MODULE:CLASS")
         return getattr(module, class_name)
-    own = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module_name and hasattr(kind, "demonstrations")]
+    own = [
+        kind
+        for kind in vars(module).values()
+        if isinstance(kind, type) and kind.__module__ == module_name and hasattr(kind, "demonstrations")
+    ]
     if len(own) != 1:
-        raise ConfigError(f"no environment {name!r}: {module_name} has {len(own)} environment classes; give MODULE:CLASS")
+        raise ConfigError(
+            f"no environment {name!r}: {module_name} has {len(own)} environment classes; give MODULE:CLASS"
+        )
     return own[0]
 
 

@@ -27,8 +27,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def parse(options: Any, arguments: list[str], *, command: str, default: OptionsT) -> OptionsT:
     """`default` with the options of `arguments`. `options` is the dataclass type that tyro reads.
 
-    Raises ConfigError, in one line, for an unknown option (with the nearest one) or a value that does not parse. Prints the help
-    and exits for --help.
+    Raises ConfigError, in one line, for an unknown option (with the nearest one) or a value that does not parse. Prints
+    the help and exits for --help.
     """
     if {"-h", "--help"} & set(arguments):
         tyro.cli(options, default=default, args=["--help"], prog=command)
@@ -40,12 +40,15 @@ def parse(options: Any, arguments: list[str], *, command: str, default: OptionsT
         raise ConfigError(_one_line(said.getvalue())) from None
     if unknown:
         option = unknown[0].split("=")[0]
-        raise ConfigError(f"unknown option {option}{nearest(option, _names(options, default))}; `{command} --help` lists all")
+        raise ConfigError(
+            f"unknown option {option}{nearest(option, _names(options, default))}; `{command} --help` lists all"
+        )
     return parsed
 
 
 def recipe_and_options(command: str, arguments: list[str]) -> tuple[Run, Path | None]:
-    """The recipe's run with its options applied, and the directory to resume. Raises ConfigError for a user's mistake."""
+    """The recipe's run with its options applied, and the directory to resume. Raises ConfigError for a user's
+    mistake."""
     if not arguments or arguments[0].startswith("-"):
         raise ConfigError(f"which recipe? give a Python file: lockstep {command} recipes/ledger.py")
     path, rest = Path(arguments[0]), arguments[1:]
@@ -60,7 +63,9 @@ def load_recipe(path: Path) -> Mapping[str, Any]:
     """The recipe's names. Raises ConfigError when there is no such file or it has no `run`."""
     if not path.is_file():
         others = sorted(path.parent.glob("*.py")) if path.parent.is_dir() else []
-        raise ConfigError(f"no recipe {path}{nearest(str(path), map(str, others))}; give a Python file with a module-level `run`")
+        raise ConfigError(
+            f"no recipe {path}{nearest(str(path), map(str, others))}; give a Python file with a module-level `run`"
+        )
     sys.path.insert(0, str(path.parent.resolve()))  # a recipe may import what lies beside it
     namespace = runpy.run_path(str(path))
     if not isinstance(namespace.get("run"), Run):

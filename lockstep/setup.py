@@ -43,7 +43,10 @@ def prepare(run: Run, *, checkpoint: Path | None = None) -> Parts:
     environment = run.environment
     demonstrations = environment.demonstrations(run.seed) if run.sft.num_steps else ()
     if run.sft.num_steps and not demonstrations:
-        raise ConfigError(f"sft.num_steps={run.sft.num_steps}: {type(environment).__name__} has no demonstrations; set sft.num_steps to 0")
+        raise ConfigError(
+            f"sft.num_steps={run.sft.num_steps}: {type(environment).__name__} has no demonstrations; "
+            "set sft.num_steps to 0"
+        )
     train_tasks, heldout_tasks = environment.tasks("train"), environment.tasks("heldout")
     for split, tasks in (("train", train_tasks), ("heldout", heldout_tasks)):
         if not tasks:
@@ -67,8 +70,11 @@ def prepare(run: Run, *, checkpoint: Path | None = None) -> Parts:
     )
 
 
-def make_model(run: Run, tokenizer: PreTrainedTokenizerBase, directory: Path, checkpoint: Path | None) -> PreTrainedModel:
-    """The model to train: the checkpoint's, the one the user named, or the tiny one, written to directory/initial first."""
+def make_model(
+    run: Run, tokenizer: PreTrainedTokenizerBase, directory: Path, checkpoint: Path | None
+) -> PreTrainedModel:
+    """The model to train: the checkpoint's, the one the user named, or the tiny one, written to directory/initial
+    first."""
     if checkpoint is not None:
         return load_model(checkpoint)
     if run.model != "tiny":
@@ -85,10 +91,14 @@ async def _tools(run: Run, task: Task) -> tuple[ToolDescription, ...]:
     return start.tools
 
 
-def _texts(tasks: Sequence[Task], demonstrations: Sequence[Demonstration], tools: Sequence[ToolDescription]) -> Iterator[str]:
+def _texts(
+    tasks: Sequence[Task], demonstrations: Sequence[Demonstration], tools: Sequence[ToolDescription]
+) -> Iterator[str]:
     """What the tiny tokenizer learns from: conversations as they will be rendered, control tokens left out."""
     shown = demonstrations[:TOKENIZER_DEMONSTRATIONS]
-    conversations = [(*d.task.messages, *d.messages) for d in shown] or [t.messages for t in tasks[:TOKENIZER_DEMONSTRATIONS]]
+    conversations = [(*d.task.messages, *d.messages) for d in shown] or [
+        t.messages for t in tasks[:TOKENIZER_DEMONSTRATIONS]
+    ]
     for messages in conversations:
         for message in messages:
             yield from _rendered(message)
@@ -110,6 +120,6 @@ def _check_room(run: Run, renderer: Renderer, tasks: Sequence[Task], tools: Sequ
     longest, task = max(((len(renderer.start(t.messages, tools)), t) for t in tasks), key=lambda found: found[0])
     if longest >= run.rollout.max_tokens:
         raise ConfigError(
-            f"rollout.max_tokens={run.rollout.max_tokens}: the prompt of task {task.id} has {longest} tokens and leaves no room for an "
-            f"answer; raise it above {longest + run.rollout.max_action_tokens}"
+            f"rollout.max_tokens={run.rollout.max_tokens}: the prompt of task {task.id} has {longest} tokens "
+            f"and leaves no room for an answer; raise it above {longest + run.rollout.max_action_tokens}"
         )

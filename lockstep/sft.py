@@ -1,10 +1,14 @@
-"""The supervised cold start: imitate demonstrations, on the same packing and the same trainer as reinforcement learning."""
+"""The supervised cold start: imitate demonstrations, on the same packing and the same trainer as reinforcement
+learning."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+
+import torch
 
 from lockstep.algorithm.losses import supervised_loss
 from lockstep.data.packing import pack
@@ -13,7 +17,7 @@ from lockstep.rollout.collector import shuffled
 from lockstep.rollout.renderer import Renderer
 from lockstep.trainer.optimizer import Optimizer
 from lockstep.trainer.trainer import Trainer
-from lockstep.types import Demonstration, Sample, ToolDescription
+from lockstep.types import Demonstration, Microbatch, Sample, ToolDescription
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,10 @@ def demonstration_samples(
     return samples
 
 
+def _loss(logprobs: torch.Tensor, microbatch: Microbatch, *, denominator: int) -> torch.Tensor:
+    return supervised_loss(logprobs, denominator=denominator)
+
+
 def supervised_steps(
     trainer: Trainer,
     samples: Sequence[Sample],
@@ -56,14 +64,15 @@ def supervised_steps(
         began = time.perf_counter()
         chosen = shuffled(len(samples), step * settings.batch_size, settings.batch_size, seed=seed)
         batch = pack([samples[i] for i in chosen], max_tokens=microbatch_tokens)
-        loss = 0.0
-        for microbatch in batch.microbatches:
-            value, _, _ = trainer.forward_backward(
-                microbatch, lambda logprobs, _: supervised_loss(logprobs, denominator=batch.num_action_tokens)
-            )
-            loss += value.item()
+        mean_loss = partial(_loss, denominator=batch.num_action_tokens)
+        loss = sum(trainer.forward_backward(microbatch, mean_loss)[0].item() for microbatch in batch.microbatches)
         learning_rate = settings.optimizer.learning_rate_at(step, settings.num_steps)
         norm = trainer.optim_step(learning_rate)
         seconds = time.perf_counter() - began
-        metrics = {"loss": loss, "lr": learning_rate, "grad_norm": norm, "tokens_per_s/train": batch.num_tokens / seconds}
+        metrics = {
+            "loss": loss,
+            "lr": learning_rate,
+            "grad_norm": norm,
+            "tokens_per_s/train": batch.num_tokens / seconds,
+        }
         after_step(step + 1, metrics)

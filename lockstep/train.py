@@ -1,7 +1,7 @@
 """The one loop: cold start, then rollout, advantages, packing, gradient, update, publish, again and again.
 
-Synchronous training is max_lag = 0 of this loop. Everything random is a function of (seed, step), so a run that is resumed from
-a checkpoint continues as if it had never stopped.
+Synchronous training is max_lag = 0 of this loop. Everything random is a function of (seed, step), so a run that is
+resumed from a checkpoint continues as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -54,12 +54,19 @@ class Session:
         """Write a checkpoint when one is due."""
         last = self.run.sft.num_steps if progress.phase == "sft" else self.run.num_steps
         if progress.step % self.run.checkpoint_every == 0 or progress.step == last:
-            save_checkpoint(self.checkpoints, trainer, self.parts.tokenizer, progress, config=as_dict(self.run), keep=self.run.keep_checkpoints)
+            save_checkpoint(
+                self.checkpoints,
+                trainer,
+                self.parts.tokenizer,
+                progress,
+                config=as_dict(self.run),
+                keep=self.run.keep_checkpoints,
+            )
 
 
 def train(run: Run, *, resume: Path | None = None, sft_only: bool = False) -> Path:
-    """Run, or continue, a whole training; returns its directory. Raises one-line ValueErrors for a user's mistakes before
-    anything is written, and InvariantError, with the evidence, when an invariant breaks."""
+    """Run, or continue, a whole training; returns its directory. Raises one-line ValueErrors for a user's mistakes
+    before anything is written, and InvariantError, with the evidence, when an invariant breaks."""
     prepare_cpu(run.threads)
     checkpoint, progress, remarks = None, Progress(phase="sft", step=0), []
     if resume is not None:
@@ -78,7 +85,9 @@ def train(run: Run, *, resume: Path | None = None, sft_only: bool = False) -> Pa
             checkpoint, progress = None, Progress(phase="rl", step=0)
         elif progress.phase == "sft":
             progress = Progress(phase="rl", step=0)
-        last_evaluation = asyncio.run(_evaluate_only(session) if sft_only else _reinforce(session, progress.step, checkpoint))
+        last_evaluation = asyncio.run(
+            _evaluate_only(session) if sft_only else _reinforce(session, progress.step, checkpoint)
+        )
     _report(session, last_evaluation)
     return directory
 
@@ -93,14 +102,19 @@ def free_directory(runs: Path, name: str) -> Path:
 
 
 def _resumption(run: Run, directory: Path) -> tuple[Path | None, Progress, list[str]]:
-    """The checkpoint to go on from and how far it is. Raises ConfigError when the directory is no run, or of another one."""
+    """The checkpoint to go on from and how far it is. Raises ConfigError when the directory is no run, or of another
+    one."""
     old = read_config(directory)
     changed = differences(old, as_dict(run))
     if changed:
         raise ConfigError(f"resume {directory}: {'; '.join(changed)}; give the options the run was started with")
     found = newest_checkpoint(directory / "checkpoints")
     if found is None:
-        return None, Progress(phase="sft", step=0), [f"{directory} has no whole checkpoint: starting from the beginning"]
+        return (
+            None,
+            Progress(phase="sft", step=0),
+            [f"{directory} has no whole checkpoint: starting from the beginning"],
+        )
     path, progress, remarks = found
     return path, progress, [*remarks, f"resuming from {path.name}"]
 
@@ -130,15 +144,23 @@ def _cold_start(session: Session, start_step: int, checkpoint: Path | None) -> N
 
 def _policy(session: Session) -> Policy:
     run = session.run
-    engine = EmbeddedEngine(session.model, max_concurrency=run.engine.max_concurrency, max_length=run.rollout.max_tokens)
-    return Policy(engine=engine, renderer=session.parts.renderer, settings=run.rollout, temperature=run.rollout.temperature)
+    engine = EmbeddedEngine(
+        session.model, max_concurrency=run.engine.max_concurrency, max_length=run.rollout.max_tokens
+    )
+    return Policy(
+        engine=engine, renderer=session.parts.renderer, settings=run.rollout, temperature=run.rollout.temperature
+    )
 
 
 async def _evaluate(session: Session, policy: Policy, step: int) -> list[Trajectory]:
     """Evaluate on the held-out tasks, record and show; returns the sampled trajectories."""
     run = session.run
     metrics, groups = await evaluate_both(
-        policy, run.environment, session.parts.heldout_tasks, seed=run.seed, success_reward=run.evaluation.success_reward
+        policy,
+        run.environment,
+        session.parts.heldout_tasks,
+        seed=run.seed,
+        success_reward=run.evaluation.success_reward,
     )
     for mode, found in groups.items():
         session.recorder.write_trajectories(step, found, split=f"heldout_{mode}")
@@ -169,7 +191,9 @@ async def _reinforce(session: Session, start_step: int, checkpoint: Path | None)
         groups = await collector.collect(step, run.num_steps)
         sampled = time.perf_counter()
         learning_rate = run.optimizer.learning_rate_at(step, run.num_steps)
-        metrics = update(run.algorithm, trainer, groups, learning_rate=learning_rate, microbatch_tokens=run.microbatch_tokens)
+        metrics = update(
+            run.algorithm, trainer, groups, learning_rate=learning_rate, microbatch_tokens=run.microbatch_tokens
+        )
         await policy.engine.update_weights(step + 1)
         metrics |= _speeds(groups, sampled - began, time.perf_counter() - sampled)
         _record(session, step + 1, groups, metrics)
@@ -190,7 +214,9 @@ def update(
         raise InvariantError(f"nothing to train on in this step: every trajectory is masked; the first says: {first}")
 
     def loss(logprobs: torch.Tensor, microbatch: Microbatch) -> torch.Tensor:
-        return algorithm.loss(logprobs, microbatch.engine_logprobs, microbatch.advantages, denominator=batch.num_action_tokens)
+        return algorithm.loss(
+            logprobs, microbatch.engine_logprobs, microbatch.advantages, denominator=batch.num_action_tokens
+        )
 
     results = [trainer.forward_backward(microbatch, loss) for microbatch in batch.microbatches]
     logprobs, entropies = (torch.cat([result[i] for result in results]) for i in (1, 2))
@@ -206,7 +232,8 @@ def update(
 
 
 def make_batch(algorithm: GRPO, groups: Sequence[Group], microbatch_tokens: int) -> Batch:
-    """Advantages over each group's unmasked trajectories, then samples, then packing. A group left with one is skipped."""
+    """Advantages over each group's unmasked trajectories, then samples, then packing. A group left with one is
+    skipped."""
     samples = []
     for group in groups:
         trained = [t for t in group.trajectories if t.error is None]
@@ -249,6 +276,8 @@ def _report(session: Session, trajectories: Sequence[Trajectory]) -> None:
         paths={
             "records": session.directory,
             "trajectories": session.directory / "trajectories",
-            "checkpoint": max(session.checkpoints.iterdir(), key=lambda p: p.stat().st_mtime, default=session.checkpoints),
+            "checkpoint": max(
+                session.checkpoints.iterdir(), key=lambda p: p.stat().st_mtime, default=session.checkpoints
+            ),
         },
     )

@@ -1,8 +1,8 @@
 """Every datum that crosses a boundary between Lockstep's rooms.
 
-All are frozen, slotted, keyword-only dataclasses; this file imports nothing heavy. Words are the field's: a *trajectory* is one
-attempt at a task, a *turn* is one action of the policy with the context that preceded it, a *group* is the siblings on one
-task, a *sample* is one unbroken token history, a *batch* is what one optimiser step trains on.
+All are frozen, slotted, keyword-only dataclasses; this file imports nothing heavy. Words are the field's: a
+*trajectory* is one attempt at a task, a *turn* is one action of the policy with the context that preceded it, a *group*
+is the siblings on one task, a *sample* is one unbroken token history, a *batch* is what one optimiser step trains on.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class ToolDescription:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One problem. `messages` opens the conversation; `data` is for the environment alone and never reaches the model."""
+    """One problem. `messages` opens the conversation; `data` is for the environment alone and never reaches the
+    model."""
 
     id: str
     messages: tuple[Message, ...]
@@ -159,8 +160,9 @@ class Microbatch:
     """Several samples packed end to end without padding. T tokens, S samples, A action tokens.
 
     tokens, positions int64 [T]; cu_seqlens int32 [S + 1]; action_index int64 [A] points at action tokens (never a
-    sequence's first token); advantages, engine_logprobs float32 [A]; action_sample int64 [A] says which sample (0..S-1) an
-    action token belongs to; sample_ids names the samples' trajectories; routed_experts uint8 [T, layers, top_k] or None.
+    sequence's first token); advantages, engine_logprobs float32 [A]; action_sample int64 [A] says which sample (0..S-1)
+    an action token belongs to; sample_ids names the samples' trajectories; routed_experts uint8 [T, layers, top_k] or
+    None.
     """
 
     tokens: torch.Tensor

@@ -18,11 +18,11 @@ run = Run(
     # A model trained from nothing on one tool learns no more from reading about it: short prompts, faster steps.
     harmony=HarmonyOptions(system=False, tool_definitions=False),
     sft=SFT(
-        num_steps=400,
-        batch_size=32,
+        num_steps=550,
+        batch_size=16,
         optimizer=Optimizer(learning_rate=1.5e-3, warmup_steps=20, decay_share=0.4, final_share=0.0),
     ),
-    num_steps=80,
+    num_steps=60,
     rollout=Rollout(num_prompts=16, group_size=8, max_turns=7, max_tokens=320, max_action_tokens=64),
     optimizer=Optimizer(learning_rate=6e-4, decay_share=1.0, final_share=0.2),
     evaluation=Evaluation(num_tasks=256),

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -47,9 +46,7 @@ def assert_same_run(directory, finished):
     expected = weights(finished)
     assert all(torch.equal(value, expected[name]) for name, value in weights(directory).items())
     assert timeless(directory) == timeless(finished)
-    ours, theirs = (
-        [r.trajectory.turns for r in read_trajectories(d)] for d in (directory, finished)
-    )
+    ours, theirs = ([r.trajectory.turns for r in read_trajectories(d)] for d in (directory, finished))
     assert ours == theirs
 
 
@@ -104,7 +101,7 @@ def test_resume_from_any_checkpoint_is_exact(run, finished, newest, tmp_path):
     """A run that stopped right after a checkpoint: rerun with every checkpoint kept, then cut off what came later."""
     kept = dataclasses.replace(run, runs=tmp_path, keep_checkpoints=10)
     directory = train(kept)
-    phase, step = newest.split("-")
+    phase = newest.split("-")[0]
     for path in (directory / "checkpoints").iterdir():
         if (path.name.startswith("rl"), path.name) > (phase == "rl", newest):
             shutil.rmtree(path)
@@ -119,7 +116,9 @@ def test_a_torn_checkpoint_is_passed_over(run, finished, tmp_path, capsys):
     path.write_bytes(path.read_bytes()[:-1])
     capsys.readouterr()
     train(kept, resume=directory)
-    assert "rl-000004 is torn (model.safetensors was changed or cut short)" in capsys.readouterr().out.replace("\n", " ")
+    assert "rl-000004 is torn (model.safetensors was changed or cut short)" in capsys.readouterr().out.replace(
+        "\n", " "
+    )
     assert_same_run(directory, finished)
 
 

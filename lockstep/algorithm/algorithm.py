@@ -25,15 +25,19 @@ class GRPO:
     clip_high: float = 0.28
     """The ratio's clip above 1 (DAPO's clip-higher)."""
     importance_cap: float = 2.0
-    """Each token is weighted by the trainer's over the engine's probability, truncated at this; 0 turns correction off."""
+    """Each token is weighted by the trainer's over the engine's probability, truncated at this; 0 turns correction
+    off."""
 
     def advantages(self, rewards: Sequence[float]) -> list[float]:
         """One advantage for each trajectory of a group."""
         values = torch.tensor(rewards, dtype=torch.float64)
         return group_relative_advantages(values, normalize=self.normalize).tolist()
 
-    def loss(self, logprobs: torch.Tensor, engine_logprobs: torch.Tensor, advantages: torch.Tensor, *, denominator: float) -> torch.Tensor:
-        """This microbatch's share of the loss. On policy: old log-probs are the current ones, detached, so the ratio is 1."""
+    def loss(
+        self, logprobs: torch.Tensor, engine_logprobs: torch.Tensor, advantages: torch.Tensor, *, denominator: float
+    ) -> torch.Tensor:
+        """This microbatch's share of the loss. On policy: old log-probs are the current ones, detached, so the ratio is
+        1."""
         old_logprobs = logprobs.detach()
         weights = None
         if self.importance_cap:
@@ -48,14 +52,18 @@ class GRPO:
             weights=weights,
         )
 
-    def metrics(self, logprobs: torch.Tensor, engine_logprobs: torch.Tensor, advantages: torch.Tensor) -> dict[str, float]:
-        """Of the step's action tokens [A], all detached. Raises InvariantError when the on-policy ratio is not exactly 1."""
+    def metrics(
+        self, logprobs: torch.Tensor, engine_logprobs: torch.Tensor, advantages: torch.Tensor
+    ) -> dict[str, float]:
+        """Of the step's action tokens [A], all detached. Raises InvariantError when the on-policy ratio is not exactly
+        1."""
         found = ratio_metrics(logprobs, logprobs, advantages, self.clip_low, self.clip_high)
         if not found["ratio/min"] == found["ratio/max"] == 1.0:
             bad = torch.nonzero(~torch.isfinite(logprobs)).flatten()
             raise InvariantError(
-                f"on policy the importance ratio must be exactly 1 for every token, but it spans {found['ratio/min']}..{found['ratio/max']}; "
-                f"{len(bad)} of {len(logprobs)} log-probs are not finite (first at action token {bad[:1].tolist()}): lower the learning rate or check the model"
+                "on policy the importance ratio must be exactly 1 for every token, but it spans "
+                f"{found['ratio/min']}..{found['ratio/max']}; {len(bad)} of {len(logprobs)} log-probs are not finite "
+                f"(first at action token {bad[:1].tolist()}): lower the learning rate or check the model"
             )
         if self.importance_cap:
             weights = truncated_importance_weights(logprobs, engine_logprobs, cap=self.importance_cap)

@@ -7,7 +7,9 @@ import torch
 LOG_BOUND = 20.0  # exp of more than this is no number to train with
 
 
-def truncated_importance_weights(old_logprobs: torch.Tensor, engine_logprobs: torch.Tensor, *, cap: float) -> torch.Tensor:
+def truncated_importance_weights(
+    old_logprobs: torch.Tensor, engine_logprobs: torch.Tensor, *, cap: float
+) -> torch.Tensor:
     """Token-level truncated importance sampling: min(exp(old_logprobs - engine_logprobs), cap), constants [A].
 
     The engine sampled, the trainer differentiates; E_engine[exp(old - engine)] = 1, and the cap bounds the variance.

@@ -20,9 +20,9 @@ def clipped_policy_loss(
 ) -> torch.Tensor:
     """PPO's surrogate (arXiv:1707.06347, eq. 7) with the asymmetric clip of DAPO (arXiv:2503.14476).
 
-    ratio = exp(logprobs - old_logprobs); loss = -sum(w * min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A)) /
-    denominator. denominator: trained tokens of the whole step over all ranks; weights: importance weights of the rollout
-    correction, constants, 1 when None. Returns this microbatch's scalar share.
+    ratio = exp(logprobs - old_logprobs); loss = -sum(w * min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A))
+    / denominator. denominator: trained tokens of the whole step over all ranks; weights: importance weights of the
+    rollout correction, constants, 1 when None. Returns this microbatch's scalar share.
     """
     ratio = torch.exp(logprobs - old_logprobs)
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)

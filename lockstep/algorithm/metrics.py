@@ -1,4 +1,5 @@
-"""Numbers that explain a step, from the action tokens of all its microbatches. Pure functions; A = action tokens of the step."""
+"""Numbers that explain a step, from the action tokens of all its microbatches. Pure functions; A = action tokens of the
+step."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ def mismatch_metrics(logprobs: torch.Tensor, engine_logprobs: torch.Tensor) -> d
     }
 
 
-def ratio_metrics(logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, clip_low: float, clip_high: float) -> dict[str, float]:
+def ratio_metrics(
+    logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, clip_low: float, clip_high: float
+) -> dict[str, float]:
     """The importance ratio's range and the fraction of tokens whose gradient the clip removed, all over [A]."""
     ratio = torch.exp(logprobs - old_logprobs)
     clipped = ((ratio > 1 + clip_high) & (advantages > 0)) | ((ratio < 1 - clip_low) & (advantages < 0))

@@ -1,4 +1,5 @@
-"""Samples to a batch: packed end to end into microbatches of even size, without padding, with the global denominators."""
+"""Samples to a batch: packed end to end into microbatches of even size, without padding, with the global
+denominators."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ def pack(samples: Sequence[Sample], *, max_tokens: int) -> Batch:
     """
     for sample in samples:
         _check(sample)
-    microbatches = [_microbatch([samples[i] for i in bin_]) for bin_ in _balance([len(s.tokens) for s in samples], max_tokens)]
+    microbatches = [
+        _microbatch([samples[i] for i in bin_]) for bin_ in _balance([len(s.tokens) for s in samples], max_tokens)
+    ]
     return Batch(
         microbatches=microbatches,
         num_action_tokens=sum(len(m.action_index) for m in microbatches),
@@ -68,6 +71,9 @@ def _microbatch(samples: list[Sample]) -> Microbatch:
 def _check(sample: Sample) -> None:
     lengths = {len(sample.tokens), len(sample.action_mask), len(sample.engine_logprobs), len(sample.advantages)}
     if len(lengths) != 1 or (sample.routed_experts is not None and len(sample.routed_experts) != len(sample.tokens)):
-        raise InvariantError(f"sample {sample.trajectory_id}: tokens, mask, log-probs, advantages and routes do not align: lengths {sorted(lengths)}")
+        raise InvariantError(
+            f"sample {sample.trajectory_id}: tokens, mask, log-probs, advantages and routes do not align: "
+            f"lengths {sorted(lengths)}"
+        )
     if not len(sample.tokens) or sample.action_mask[0]:
         raise InvariantError(f"sample {sample.trajectory_id}: the first token cannot be an action, nothing precedes it")

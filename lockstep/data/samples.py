@@ -27,8 +27,12 @@ def _flatten(trajectory_id: str, turns: list[Turn], advantage: float) -> Sample:
         mask += [False] * len(turn.context) + [True] * len(turn.action)
         logprobs += [0.0] * len(turn.context) + list(turn.engine_logprobs)
     if mask[0]:
-        raise InvariantError(f"trajectory {trajectory_id} begins with a sampled token: its first turn needs context to be conditioned on")
-    return supervised_sample(trajectory_id, tokens, mask, advantage, logprobs, min(turn.weights_version for turn in turns))
+        raise InvariantError(
+            f"trajectory {trajectory_id} begins with a sampled token: its first turn needs context to be conditioned on"
+        )
+    return supervised_sample(
+        trajectory_id, tokens, mask, advantage, logprobs, min(turn.weights_version for turn in turns)
+    )
 
 
 def supervised_sample(

@@ -1,6 +1,7 @@
 """Keys and values of many sequences, a row each, that a transformers model reads and writes as its `past_key_values`.
 
-A full layer keeps every position; a sliding layer keeps a ring of the last `window` ones. Rows 0..n-1 are the ones that decode.
+A full layer keeps every position; a sliding layer keeps a ring of the last `window` ones. Rows 0..n-1 are the ones that
+decode.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ MIN_ROWS = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheShape:
-    """What of a model decides its cache. windows: for each layer its sliding window, or None where it sees everything."""
+    """What of a model decides its cache. windows: for each layer its sliding window, or None where it sees
+    everything."""
 
     windows: tuple[int | None, ...]
     num_kv_heads: int
@@ -28,7 +30,9 @@ class CacheShape:
         config = model.config.get_text_config()
         num_layers = config.num_hidden_layers
         window = getattr(config, "sliding_window", None)
-        every_layer = "full_attention" if window is None else "sliding_attention"  # where the config does not say for each
+        every_layer = (
+            "full_attention" if window is None else "sliding_attention"
+        )  # where the config does not say for each
         types = getattr(config, "layer_types", None) or [every_layer] * num_layers
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(
@@ -66,7 +70,8 @@ class PrefillCapture(NoMask):
 
 
 class SlotCache(NoMask):
-    """The rows' keys and values. `lengths[i]` counts the tokens of row i; a decode step appends one to each row it runs."""
+    """The rows' keys and values. `lengths[i]` counts the tokens of row i; a decode step appends one to each row it
+    runs."""
 
     def __init__(self, shape: CacheShape) -> None:
         self.shape = shape
@@ -143,7 +148,8 @@ class SlotCache(NoMask):
         return self._mask[..., : self._columns(window)]
 
     def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, *args, **kwargs):
-        """Called by the model's attention with the new token's key and value, [rows, Hkv, 1, D]; returns all of the rows'."""
+        """Called by the model's attention with the new token's key and value, [rows, Hkv, 1, D]; returns all of the
+        rows'."""
         columns = self._columns(self.shape.windows[layer])
         width = min(self._width, columns)
         for store, new in ((self.keys, key), (self.values, value)):

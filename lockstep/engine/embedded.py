@@ -1,8 +1,9 @@
-"""The embedded engine: generation in this process, on the trainer's own modules. No copy of the weights, no other program.
+"""The embedded engine: generation in this process, on the trainer's own modules. No copy of the weights, no other
+program.
 
-Continuous batching: every tick feeds one token to each running row, the one just sampled or the next of a turn's new context;
-rows leave when their action ends and new requests enter. Requests with the same prompt are prefilled once, and a request that
-continues a finished one (the next turn of a trajectory) finds its keys and values still there.
+Continuous batching: every tick feeds one token to each running row, the one just sampled or the next of a turn's new
+context; rows leave when their action ends and new requests enter. Requests with the same prompt are prefilled once, and
+a request that continues a finished one (the next turn of a trajectory) finds its keys and values still there.
 """
 
 from __future__ import annotations
@@ -36,13 +37,15 @@ class Request:
 
 
 class EmbeddedEngine:
-    """See the file's docstring. max_concurrency: rows that decode at once; further requests wait. max_length: prompt and
-    action together, at most so many tokens. Runs on the event loop's thread; `update_weights` refuses while requests run,
-    because the weights are the trainer's own."""
+    """See the file's docstring. max_concurrency: rows that decode at once; further requests wait. max_length: prompt
+    and action together, at most so many tokens. Runs on the event loop's thread; `update_weights` refuses while
+    requests run, because the weights are the trainer's own."""
 
     def __init__(self, model: torch.nn.Module, *, max_concurrency: int = 256, max_length: int = 4096) -> None:
         if model.config._attn_implementation != "lockstep":
-            raise ValueError(f"attn_implementation={model.config._attn_implementation!r}: load the model with lockstep.model.loading")
+            raise ValueError(
+                f"attn_implementation={model.config._attn_implementation!r}: load the model with lockstep.model.loading"
+            )
         self.model, self.max_concurrency, self.max_length = model, max_concurrency, max_length
         self.num_tokens_sampled = 0
         self._version = 0
@@ -60,6 +63,8 @@ class EmbeddedEngine:
         return self._version
 
     async def generate(self, prompt: Sequence[int], sampling: Sampling) -> Completion:
+        if not prompt:
+            raise ValueError("empty prompt: an action needs at least one token before it")
         room = self.max_length - len(prompt)
         if room < 1 or sampling.max_tokens < 1:
             raise PromptTooLongError(
@@ -75,8 +80,11 @@ class EmbeddedEngine:
         return await request.future
 
     async def update_weights(self, version: int) -> None:
-        if self._waiting or len(self._running) > len(self._ended):
-            raise EngineError("weights changed while the embedded engine was generating: it shares the trainer's weights, so max_lag must be 0")
+        if any(not future.done() for future in self._unanswered):  # a cancelled request may still hold a row
+            raise EngineError(
+                "weights changed while the embedded engine was generating: it shares the trainer's weights, "
+                "so max_lag must be 0"
+            )
         self._version = version
         self._forget()
 
@@ -121,6 +129,7 @@ class EmbeddedEngine:
                 num_fresh += 1
         if fresh:
             self._prefill(fresh)
+            self._park_ended()  # an action may end with its first token; its row must not be fed again
 
     def _continue_ended(self, request: Request) -> bool:
         row = _holder(request.prompt, self._ended)
@@ -153,7 +162,8 @@ class EmbeddedEngine:
                 self._parked.insert(0, history)
 
     def _make_rows(self, num_new: int, length: int) -> None:
-        """Free the rows just behind the running ones: parked rows there move to the end, or go when there are too many."""
+        """Free the rows just behind the running ones: parked rows there move to the end, or go when there are too
+        many."""
         del self._parked[self.max_concurrency :]
         first, num_parked = len(self._running), len(self._parked)
         self._cache.reserve(first + num_new + num_parked, length)
@@ -170,7 +180,11 @@ class EmbeddedEngine:
         positions = torch.cat([torch.arange(len(prompt)) for prompt in prompts])
         capture = PrefillCapture()
         hidden = self._forward(
-            tokens[None], positions[None], capture, cu_seq_lens_q=torch.from_numpy(boundaries), cu_seq_lens_k=torch.from_numpy(boundaries)
+            tokens[None],
+            positions[None],
+            capture,
+            cu_seq_lens_q=torch.from_numpy(boundaries),
+            cu_seq_lens_k=torch.from_numpy(boundaries),
         )[0]
         first = len(self._running)
         self._make_rows(sum(map(len, fresh.values())), max(map(len, prompts)) + 1)
@@ -181,7 +195,9 @@ class EmbeddedEngine:
             self._running.extend(fresh[prompt])
             requests.extend(fresh[prompt])
         counts = torch.tensor([len(fresh[prompt]) for prompt in prompts])
-        self._sample(torch.repeat_interleave(hidden[torch.from_numpy(boundaries[1:]) - 1], counts, dim=0), requests, first)
+        self._sample(
+            torch.repeat_interleave(hidden[torch.from_numpy(boundaries[1:]) - 1], counts, dim=0), requests, first
+        )
 
     def _tick(self) -> None:
         """Feed one token to every running row and sample where no context is pending."""
@@ -199,10 +215,13 @@ class EmbeddedEngine:
     def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, cache, **layout) -> torch.Tensor:
         """Hidden states [B, T, H] of the model's decoder."""
         decoder = self.model.get_decoder()
-        return decoder(input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True, **layout).last_hidden_state
+        return decoder(
+            input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True, **layout
+        ).last_hidden_state
 
     def _sample(self, hidden: torch.Tensor, requests: Sequence[Request], rows: int | Sequence[int]) -> None:
-        """Draw one token for each request from hidden [B, H]; requests that are done are answered and leave their row."""
+        """Draw one token for each request from hidden [B, H]; requests that are done are answered and leave their
+        row."""
         tokens, logprobs = sample_tokens(hidden, self.model.get_output_embeddings().weight, requests)
         self.num_tokens_sampled += len(tokens)
         for i, (request, token, logprob) in enumerate(zip(list(requests), tokens, logprobs, strict=True)):
@@ -236,11 +255,13 @@ def _holder(prompt: tuple[int, ...], histories: Mapping[int, tuple[int, ...]]) -
     return None
 
 
-def sample_tokens(hidden: torch.Tensor, head: torch.Tensor, requests: Sequence[Request]) -> tuple[list[int], list[float]]:
+def sample_tokens(
+    hidden: torch.Tensor, head: torch.Tensor, requests: Sequence[Request]
+) -> tuple[list[int], list[float]]:
     """One token and its log-prob for each row of hidden [B, H], in float32, by inverting the cumulative distribution.
 
-    The uniform number of a draw is a hash of the request's seed and the place of the token in its action, so an action does
-    not depend on what else was in the batch.
+    The uniform number of a draw is a hash of the request's seed and the place of the token in its action, so an action
+    does not depend on what else was in the batch.
     """
     logits = hidden.float() @ head.float().T
     temperatures = torch.tensor([request.sampling.temperature for request in requests])

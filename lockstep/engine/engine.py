@@ -22,9 +22,9 @@ class PromptTooLongError(ValueError):
 class Sampling:
     """How to sample one action. There is no top_p or top_k: they change the distribution that log-probs describe.
 
-    temperature: 0 is greedy. max_tokens: at most this many sampled tokens. stop_token_ids: sampling one of them ends the
-    action, and it is part of the action. seed: the action is a function of (weights, prompt, seed), not of the batch
-    it was sampled in (up to floating-point differences between batch shapes).
+    temperature: 0 is greedy. max_tokens: at most this many sampled tokens. stop_token_ids: sampling one of them ends
+    the action, and it is part of the action. seed: the action is a function of (weights, prompt, seed), not of the
+    batch it was sampled in (up to floating-point differences between batch shapes).
     """
 
     temperature: float

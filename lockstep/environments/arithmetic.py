@@ -50,7 +50,7 @@ def calculator(e: str) -> str:
 
 
 def calculation(expression: str) -> tuple[Message, Message]:
-    """A demonstrated use of the calculator: the call, and what the tool answers. Raises ArithmeticFault like `evaluate`."""
+    """A demonstrated use of the calculator: the call and its answer. Raises ArithmeticFault as `evaluate` does."""
     name = f"functions.{calculator.name}"
     call = Message(role="assistant", channel="commentary", recipient=name, content=f'{{"e":{json.dumps(expression)}}}')
     return call, Message(role="tool", name=name, content=evaluate(expression))

@@ -1,4 +1,4 @@
-"""GSM8K (arXiv:2110.14168): grade-school word problems written by people, each with a worked solution and a number as its answer.
+"""GSM8K (arXiv:2110.14168): grade-school word problems by people, each with a worked solution that ends in a number.
 
 In: a folder with train.jsonl and test.jsonl, one object with `question` and `answer` a line. The test rows are the
 held-out tasks. A solution's annotations, such as <<48/2=24>>, become calls of the calculator; what is written around
@@ -40,7 +40,7 @@ def read_rows(path: Path) -> list[Row]:
     """Every row of a .jsonl file, in order. Raises FileNotFoundError or ValueError, each one line that says the fix."""
     if not path.is_file():
         raise FileNotFoundError(
-            f"no file {path}: give the folder that holds GSM8K's {' and '.join(FILES.values())}, each line a JSON object "
+            f"no file {path}: give the folder with GSM8K's {' and '.join(FILES.values())}, each line a JSON object "
             "with the keys question and answer: --environment.data PATH"
         )
     with path.open("rb") as lines:
@@ -69,8 +69,10 @@ def _row(line: bytes, where: str) -> Row:
 
 
 def read_number(text: str) -> Fraction | None:
-    """The number that a text is, leaving out spaces around it, commas, dollar signs and a full stop at its end; None when the
-    text is anything else. 1,200 and $1200.00 are the same number."""
+    """The number that a text is but for spaces around it, commas, dollar signs and a full stop at its end.
+
+    1,200 and $1200.00 are the same number. None when the text is anything else.
+    """
     bare = _bare(text)
     return Fraction(bare) if NUMBER.fullmatch(bare) else None
 
@@ -80,9 +82,9 @@ def _bare(text: str) -> str:
 
 
 def stated_answer(text: str) -> Fraction | None:
-    """The number in a final message's last line, where what stands before #### is left out; None when that is no number.
+    """The number that a final message's last line is, after #### where it has that; None when it is no number.
 
-    So `72`, `#### 72` and `Half of 144.\\n#### $72.00` all state 72, while `72 clips` and `71 or 72` state nothing.
+    `72`, `#### 72` and `$72.00.` state 72, also below other lines; `72 clips` and `71 or 72` state nothing.
     """
     last_line = text.strip().rpartition("\n")[2]
     return read_number(last_line.rpartition("####")[2])
@@ -127,7 +129,7 @@ class GSM8K(ToolEnvironment):
     instructions: str = "Solve the problem step by step, with the calculator. Answer with the number alone."
     """System message before each question; empty leaves it out."""
     reasoning: Reasoning = "analysis"
-    """Where demonstrations reason: 'analysis' is thought, 'commentary' is said, for chat templates that drop or lack thoughts."""
+    """Where demonstrations reason: 'commentary' is for chat templates that drop or lack 'analysis'."""
 
     def tasks(self, split: Split) -> Sequence[Task]:
         return [self._task(split, number, row) for number, row in self._rows(split)]

@@ -1,8 +1,8 @@
 """Ledger: generated word problems of several steps, each to be worked out with a calculator tool.
 
 A person's count of some object changes two or three times; what another person has distracts. The answer goes
-into a final message; reward is 1 for exactly the right number. Problems are a function of (seed, index); whether a problem
-is held out is decided by a hash of its text, so no held-out problem can occur in training.
+into a final message; reward is 1 for exactly the right number. Problems are a function of (seed, index); whether a
+problem is held out is decided by a hash of its text, so no held-out problem can occur in training.
 """
 
 from __future__ import annotations
@@ -17,8 +17,25 @@ from lockstep.rollout.environment import Split, ToolEnvironment
 from lockstep.rollout.tool import Tool
 from lockstep.types import Demonstration, Message, Task
 
-NAMES = "Ann Ben Cara Dan Eve Finn Gus Hana Ivan Jo Kim Leo Mia Ned Ola Pam".split()
-OBJECTS = "apples beans buns cakes eggs figs jams nuts pears pies plums rolls".split()
+NAMES = [
+    "Ann",
+    "Ben",
+    "Cara",
+    "Dan",
+    "Eve",
+    "Finn",
+    "Gus",
+    "Hana",
+    "Ivan",
+    "Jo",
+    "Kim",
+    "Leo",
+    "Mia",
+    "Ned",
+    "Ola",
+    "Pam",
+]
+OBJECTS = ["apples", "beans", "buns", "cakes", "eggs", "figs", "jams", "nuts", "pears", "pies", "plums", "rolls"]
 GAINS = ("buys", "finds", "gets", "makes")
 LOSSES = ("sells", "loses", "eats", "drops")
 HELDOUT_SHARE = 8  # one problem in so many is held out
@@ -26,7 +43,8 @@ HELDOUT_SHARE = 8  # one problem in so many is held out
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """text; start and signed changes of the asked count, in order; decoys: numbers that the text mentions beside them."""
+    """text; start and signed changes of the asked count, in order; decoys: numbers that the text mentions beside
+    them."""
 
     text: str
     start: int
@@ -75,8 +93,8 @@ def problems(split: Split, count: int, seed: int) -> list[Problem]:
 
 
 def demonstrate(problem: Problem, random_: random.Random, carelessness: float) -> tuple[Message, ...]:
-    """Work a problem step by step. At each step, with probability `carelessness`, the demonstrator stops early, counts a
-    decoy in, or misreads a number, so that whoever imitates it has the skill without the reliability."""
+    """Work a problem step by step. At each step, with probability `carelessness`, the demonstrator stops early, counts
+    a decoy in, or misreads a number, so that whoever imitates it has the skill without the reliability."""
     messages: list[Message] = []
     count, changes, decoys = problem.start, list(problem.changes), list(problem.decoys)
     while changes:
@@ -105,7 +123,7 @@ class Ledger(ToolEnvironment):
     """Distinct held-out problems."""
     num_demonstrations: int = 12800
     """Worked training problems for the cold start."""
-    carelessness: float = 0.3
+    carelessness: float = 0.4
     """Probability that the demonstrator errs at a step; 0 demonstrates perfectly."""
     seed: int = 0
     """Chooses the problems; the same in every run that is to be compared."""

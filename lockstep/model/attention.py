@@ -1,12 +1,13 @@
 """Causal attention with sinks, exact in forward and backward, over any kernel that returns the log-sum-exp.
 
-A sink is one learned scalar per head: an extra logit in the softmax whose value is dropped. With out and lse of attention
-over the real keys, sigma = sigmoid(lse - s):
+A sink is one learned scalar per head: an extra logit in the softmax whose value is dropped. With out and lse of
+attention over the real keys, sigma = sigmoid(lse - s):
 
     out' = out * sigma          lse' = logaddexp(lse, s)          ds_h = -sum_i exp(s_h - lse'_ih) <dout'_ih, out'_ih>
 
-and the kernel's own backward, handed out' and lse' in place of out and lse, gives dq, dk and dv exactly: it recomputes the
-probabilities as exp(score - lse') and delta as <dout', out'>, and both are then those of the softmax with the sink column.
+and the kernel's own backward, handed out' and lse' in place of out and lse, gives dq, dk and dv exactly: it recomputes
+the probabilities as exp(score - lse') and delta as <dout', out'>, and both are then those of the softmax with the sink
+column.
 
 Importing this file registers `attn_implementation="lockstep"` with transformers.
 """
@@ -30,11 +31,14 @@ class Kernel(Protocol):
     def forward(q, k, v, cu_seqlens, window, scale) -> tuple[torch.Tensor, torch.Tensor]: ...
 
     @staticmethod
-    def backward(dout, q, k, v, out, lse, cu_seqlens, window, scale) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...
+    def backward(
+        dout, q, k, v, out, lse, cu_seqlens, window, scale
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...
 
 
 class SinkAttention(torch.autograd.Function):
-    """out' [T, H, D] from q [T, H, D], k and v [T, Hkv, D], sinks [H] or None. See the file's docstring for the identity."""
+    """out' [T, H, D] from q [T, H, D], k and v [T, Hkv, D], sinks [H] or None. See the file's docstring for the
+    identity."""
 
     @staticmethod
     def forward(ctx, q, k, v, sinks, kernel, cu_seqlens, window, scale):
@@ -71,7 +75,8 @@ def packed_attention(
 ) -> torch.Tensor:
     """Causal attention within each sequence of a pack.
 
-    q [T, H, D]; k, v [T, Hkv, D] with H a multiple of Hkv; sinks [H] or None; cu_seqlens: boundaries 0 = c_0 < ... < c_S = T;
+    q [T, H, D]; k, v [T, Hkv, D] with H a multiple of Hkv; sinks [H] or None; cu_seqlens: boundaries 0 = c_0 < ... <
+    c_S = T;
     window: a query sees itself and the window - 1 tokens before it; None sees all. Returns [T, H, D].
     Raises ValueError when the boundaries do not span the pack or do not rise, or no kernel serves the device.
     """
@@ -100,11 +105,13 @@ def attention_forward(
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls for every layer. query [B, H, T, D]; key, value [B, Hkv, ..., D]; returns [B, T, H, D].
 
-    Three uses: `decode=` a SlotCache (one new token a row against its cache); `cu_seq_lens_q=` a pack (B = 1); neither: B
-    whole sequences of T tokens. Padding masks and dropout are refused: pack instead.
+    Three uses: `decode=` a SlotCache (one new token a row against its cache); `cu_seq_lens_q=` a pack (B = 1); neither:
+    B whole sequences of T tokens. Padding masks and dropout are refused: pack instead.
     """
     if dropout:
-        raise ValueError(f"attention_dropout={dropout}: lockstep attention has no dropout; set it to 0 in the model's config")
+        raise ValueError(
+            f"attention_dropout={dropout}: lockstep attention has no dropout; set it to 0 in the model's config"
+        )
     if attention_mask is not None:
         raise ValueError("lockstep attention takes no padding mask: pack the sequences and pass cu_seq_lens_q")
     if (cache := kwargs.get("decode")) is not None:

@@ -1,6 +1,7 @@
 """Attention of one new token a row against a cache of keys and values, with sinks. No gradient.
 
-The query heads of a group are handed to the kernel as its query rows, so a row's keys are read once for the whole group.
+The query heads of a group are handed to the kernel as its query rows, so a row's keys are read once for the whole
+group.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ def decode_attention(
     mask: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """query [B, H, 1, D]; keys, values [B, Hkv, C, D]; sinks [H] or None; mask [B, 1, 1, C] additive. Returns [B, 1, H, D]."""
+    """query [B, H, 1, D]; keys, values [B, Hkv, C, D]; sinks [H] or None; mask [B, 1, 1, C] additive. Returns [B, 1, H,
+    D]."""
     batch, num_heads, _, dim = query.shape
     num_kv_heads = keys.shape[1]
     grouped = query.view(batch, num_kv_heads, num_heads // num_kv_heads, dim)

@@ -1,7 +1,8 @@
 """Mixture-of-experts layers without materialisation: experts one after another, recomputed in the backward.
 
-Nothing of size tokens x top_k x intermediate outlives its expert; between forward and backward only the layer's input stays.
-Importing this file registers `experts_implementation="lockstep"` with transformers; it serves every experts module of its
+Nothing of size tokens x top_k x intermediate outlives its expert; between forward and backward only the layer's input
+stays. Importing this file registers `experts_implementation="lockstep"` with transformers; it serves every experts
+module of its
 registry: GPT-OSS (interleaved gate and up, biases, clamped GLU), Qwen3-MoE (concatenated, no biases) and their like.
 """
 
@@ -12,7 +13,6 @@ from collections.abc import Iterator
 import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-
 DECODE_ROWS = 2048  # (token, expert) pairs up to which the calls, not the arithmetic, take the time
 
 
@@ -21,11 +21,16 @@ def experts_forward(
 ) -> torch.Tensor:
     """hidden [T, H]; top_k_index [T, K] of distinct experts a token; top_k_weights [T, K]. Returns [T, H]."""
     if not module.has_gate or module._is_expert_parallel:
-        raise ValueError(f"{type(module).__name__}: lockstep experts serve gated experts on one device; pick another experts_implementation")
+        raise ValueError(
+            f"{type(module).__name__}: lockstep experts serve gated experts on one device; "
+            "pick another experts_implementation"
+        )
     if not torch.is_grad_enabled() and top_k_index.numel() <= DECODE_ROWS:
         return _decode(module, hidden, top_k_index, top_k_weights)
     biases = (module.gate_up_proj_bias, module.down_proj_bias) if module.has_bias else (None, None)
-    return Experts.apply(module, hidden, top_k_index, top_k_weights, module.gate_up_proj, biases[0], module.down_proj, biases[1])
+    return Experts.apply(
+        module, hidden, top_k_index, top_k_weights, module.gate_up_proj, biases[0], module.down_proj, biases[1]
+    )
 
 
 def _by_expert(top_k_index: torch.Tensor, num_experts: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
@@ -48,7 +53,8 @@ def _project(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, t
 
 
 def _decode(module: torch.nn.Module, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """All experts in one batched product, each with its own tokens, padded to the busiest expert's. For few tokens, no gradient."""
+    """All experts in one batched product, each with its own tokens, padded to the busiest expert's. For few tokens, no
+    gradient."""
     num_experts, top_k = module.gate_up_proj.shape[0], index.shape[1]
     flat, order = torch.sort(index.reshape(-1), stable=True)
     counts = torch.bincount(flat, minlength=num_experts)
@@ -68,7 +74,9 @@ def _project_all(x: torch.Tensor, module: torch.nn.Module, name: str) -> torch.T
     """x [E, N, in] through every expert's projection at once."""
     weight = getattr(module, name)
     weight = weight if module.is_transposed else weight.transpose(1, 2)
-    return torch.baddbmm(getattr(module, f"{name}_bias")[:, None], x, weight) if module.has_bias else torch.bmm(x, weight)
+    return (
+        torch.baddbmm(getattr(module, f"{name}_bias")[:, None], x, weight) if module.has_bias else torch.bmm(x, weight)
+    )
 
 
 class Experts(torch.autograd.Function):
@@ -79,7 +87,9 @@ class Experts(torch.autograd.Function):
         outputs = hidden.new_empty(index.numel(), hidden.shape[1])
         for expert, tokens, places in _by_expert(index, gate_up.shape[0]):
             up = _project(hidden[tokens], gate_up[expert], _row(gate_up_bias, expert), module.is_transposed)
-            outputs[places] = _project(module._apply_gate(up), down[expert], _row(down_bias, expert), module.is_transposed)
+            outputs[places] = _project(
+                module._apply_gate(up), down[expert], _row(down_bias, expert), module.is_transposed
+            )
         ctx.save_for_backward(hidden, index, weights, gate_up, gate_up_bias, down, down_bias)
         ctx.module = module
         return _combine(outputs, weights)
@@ -105,7 +115,9 @@ class Experts(torch.autograd.Function):
             dy = dy * flat_weights[places, None]
             dinner = _accumulate(inner, dy, down[expert], ddown[expert], _row(ddown_bias, expert), transposed)
             (dup,) = torch.autograd.grad(gated, up, dinner)
-            dhidden[places] = _accumulate(x, dup, gate_up[expert], dgate_up[expert], _row(dgate_up_bias, expert), transposed)
+            dhidden[places] = _accumulate(
+                x, dup, gate_up[expert], dgate_up[expert], _row(dgate_up_bias, expert), transposed
+            )
         dhidden = dhidden.view(*index.shape, -1).sum(1)
         return None, dhidden, None, dweights.view_as(weights), *gradients
 

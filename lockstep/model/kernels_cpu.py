@@ -1,13 +1,15 @@
 """Packed causal attention on the CPU, by PyTorch's flash kernel, which returns the log-sum-exp that sinks need.
 
-In: packed q [T, H, D], k and v [T, Hkv, D]; cu_seqlens, the sequences' boundaries as ints. Out: out [T, H, D], lse [T, H].
-A full layer loops over the sequences of the pack. A sliding layer cuts the queries into blocks that each see only the keys
-their window reaches, so time and memory are linear in T; blocks may span sequences, and a mask per block keeps them apart.
+In: packed q [T, H, D], k and v [T, Hkv, D]; cu_seqlens, the sequences' boundaries as ints. Out: out [T, H, D], lse [T,
+H]. A full layer loops over the sequences of the pack. A sliding layer cuts the queries into blocks that each see only
+the keys their window reaches, so time and memory are linear in T; blocks may span sequences, and a mask per block keeps
+them apart.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 
@@ -28,10 +30,12 @@ class CpuFlash:
             return _banded_forward(q, k, v, cu_seqlens, window, scale)
         out = torch.empty_like(q)
         lse = q.new_empty(q.shape[:2], dtype=_lse_dtype(q))
-        for start, stop in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True):
-            o, l = FORWARD(_bhtd(q, start, stop), _bhtd(k, start, stop), _bhtd(v, start, stop), 0.0, True, scale=scale)
+        for start, stop in pairwise(cu_seqlens):
+            o, part_lse = FORWARD(
+                _bhtd(q, start, stop), _bhtd(k, start, stop), _bhtd(v, start, stop), 0.0, True, scale=scale
+            )
             out[start:stop] = o[0].transpose(0, 1)
-            lse[start:stop] = l.reshape(q.shape[1], stop - start).T
+            lse[start:stop] = part_lse.reshape(q.shape[1], stop - start).T
         return out, lse
 
     @staticmethod
@@ -49,7 +53,7 @@ class CpuFlash:
         if window is not None and window < _longest(cu_seqlens):
             return _banded_backward(dout, q, k, v, out, lse, cu_seqlens, window, scale)
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        for start, stop in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True):
+        for start, stop in pairwise(cu_seqlens):
             grads = BACKWARD(
                 *(_bhtd(x, start, stop) for x in (dout, q, k, v, out)),
                 lse[start:stop].T[None].contiguous(),
@@ -63,7 +67,7 @@ class CpuFlash:
 
 
 def _longest(cu_seqlens: tuple[int, ...]) -> int:
-    return max(stop - start for start, stop in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True))
+    return max(stop - start for start, stop in pairwise(cu_seqlens))
 
 
 def _lse_dtype(q: torch.Tensor) -> torch.dtype:
@@ -76,13 +80,15 @@ def _bhtd(x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
 
 @lru_cache(maxsize=4)
 def _band_mask(cu_seqlens: tuple[int, ...], window: int, dtype: torch.dtype) -> torch.Tensor:
-    """Additive mask [blocks, 1, BLOCK, BLOCK + window - 1]: 0 where the key is of the query's sequence, not later than it
-    and less than `window` before it. A query of the padding sees itself, so that no row is empty."""
+    """Additive mask [blocks, 1, BLOCK, BLOCK + window - 1]: 0 where the key is of the query's sequence, not later than
+    it and less than `window` before it. A query of the padding sees itself, so that no row is empty."""
     total = cu_seqlens[-1]
     num_blocks = -(-total // BLOCK)
     sequence = torch.full((num_blocks * BLOCK + window - 1,), -1, dtype=torch.int32)
     lengths = torch.tensor(cu_seqlens).diff()
-    sequence[window - 1 : window - 1 + total] = torch.repeat_interleave(torch.arange(len(lengths), dtype=torch.int32), lengths)
+    sequence[window - 1 : window - 1 + total] = torch.repeat_interleave(
+        torch.arange(len(lengths), dtype=torch.int32), lengths
+    )
     keys = sequence.unfold(0, BLOCK + window - 1, BLOCK)  # [blocks, BLOCK + window - 1]
     queries = keys[:, window - 1 :]
     behind = torch.arange(window - 1, window - 1 + BLOCK)[:, None] - torch.arange(BLOCK + window - 1)[None]
@@ -111,7 +117,8 @@ def _unblock_queries(x: torch.Tensor, total: int) -> torch.Tensor:
 
 
 def _unblock_keys(x: torch.Tensor, total: int, window: int) -> torch.Tensor:
-    """Sum the overlapping blocks' key gradients [blocks, H, BLOCK + window - 1, D] back to [T, H, D], in block order."""
+    """Sum the overlapping blocks' key gradients [blocks, H, BLOCK + window - 1, D] back to [T, H, D], in block
+    order."""
     num_blocks, num_heads, width, dim = x.shape
     whole = x.new_zeros(num_blocks * BLOCK + width, num_heads, dim)
     for offset in range(0, width, BLOCK):  # slices of BLOCK keys do not overlap between blocks

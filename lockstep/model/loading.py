@@ -12,7 +12,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 import lockstep.model.attention
 import lockstep.model.experts  # noqa: F401  (both register their implementations)
 
-
 transformers.utils.logging.disable_progress_bar()  # one display at a time: the run's own
 
 
@@ -31,7 +30,9 @@ def load_model(source: str | Path, *, dtype: torch.dtype = torch.float32) -> Pre
         options = {"experts_implementation": "lockstep"} if _has_experts(config) else {}
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="lockstep", **options)
     except (OSError, ValueError) as error:
-        raise ModelError(f"model {str(source)!r} cannot be loaded: {_first_line(error)}; give a Hugging Face folder or id") from error
+        raise ModelError(
+            f"model {str(source)!r} cannot be loaded: {_first_line(error)}; give a Hugging Face folder or id"
+        ) from error
     return model.eval()
 
 
@@ -41,7 +42,9 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise ModelError(f"tokenizer of {str(source)!r} cannot be loaded: {_first_line(error)}; give a Hugging Face folder or id") from error
+        raise ModelError(
+            f"tokenizer of {str(source)!r} cannot be loaded: {_first_line(error)}; give a Hugging Face folder or id"
+        ) from error
 
 
 def _check_source(source: str | Path) -> None:

@@ -16,7 +16,8 @@ def selected_logprobs(
     """log softmax(hidden @ head.T / temperature) at targets, and the entropy of that distribution.
 
     hidden [A, H] (any float dtype; the logits are float32 at least); head [V, H]; targets int64 [A] in 0..V-1.
-    Returns logprobs [A] and entropies [A] in nats, both differentiable in hidden and head. With p the distribution and H its
+    Returns logprobs [A] and entropies [A] in nats, both differentiable in hidden and head. With p the distribution and
+    H its
     entropy: dlogits = (g * (onehot - p) - g_entropy * p * (log p + H)) / temperature.
     Raises ValueError for temperature <= 0.
     """

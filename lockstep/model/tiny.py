@@ -1,7 +1,9 @@
-"""A tiny GPT-OSS and its tokenizer, made from nothing but a seed and some text: the laptop's stand-in for the real ones.
+"""A tiny GPT-OSS and its tokenizer, made from nothing but a seed and some text: the laptop's stand-in for the real
+ones.
 
-The architecture is transformers' `GptOssForCausalLM` (sinks, sliding and full layers, grouped-query attention, top-k experts);
-the tokenizer is a byte-level BPE with Harmony's control tokens. Both are written as one plain Hugging Face folder.
+The architecture is transformers' `GptOssForCausalLM` (sinks, sliding and full layers, grouped-query attention, top-k
+experts); the tokenizer is a byte-level BPE with Harmony's control tokens. Both are written as one plain Hugging Face
+folder.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ CONTROL_TOKENS = (
     "<|call|>",
 )
 
-# Numbers in chunks of one to three digits, as in o200k; words with the space before them; the opening of a JSON object and
-# dotted names whole, so that a tool call's fixed parts can become few tokens.
+# Numbers in chunks of one to three digits, as in o200k; words with the space before them; the opening of a JSON object
+# and dotted names whole, so that a tool call's fixed parts can become few tokens.
 SPLIT = r"""\p{N}{1,3}|\{"\p{L}+":"?| ?\p{L}+(?:[=._]\p{L}+)*|[^\s\p{L}\p{N}]+|\s"""
 
 
@@ -63,7 +65,9 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     """A byte-level BPE trained on `texts`, with Harmony's control tokens. The numbers 0-99 are single tokens."""
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

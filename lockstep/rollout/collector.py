@@ -11,15 +11,17 @@ from lockstep.rollout.trajectory import Attempt, Policy, seed_of
 from lockstep.types import Group, InvariantError, Task
 
 
-async def collect_group(policy: Policy, environment: Environment, task: Task, *, group_id: str, size: int, seed: int) -> Group:
+async def collect_group(
+    policy: Policy, environment: Environment, task: Task, *, group_id: str, size: int, seed: int
+) -> Group:
     """`size` trajectories on one task. Each is a function of (weights, task, seed, its number in the group)."""
     attempts = [Attempt(policy, environment, task, f"{group_id}/{i}", seed_of(seed, task.id, i)) for i in range(size)]
     return Group(task=task, trajectories=tuple(await asyncio.gather(*(attempt.run() for attempt in attempts))))
 
 
 class Collector:
-    """Groups for step after step. Step s may be sampled as soon as the engine's weights are at version s - max_lag or newer;
-    with max_lag 0 that is after the update of the step before."""
+    """Groups for step after step. Step s may be sampled as soon as the engine's weights are at version s - max_lag or
+    newer; with max_lag 0 that is after the update of the step before."""
 
     def __init__(self, policy: Policy, environment: Environment, tasks: Sequence[Task], *, seed: int) -> None:
         if not tasks:
@@ -28,8 +30,8 @@ class Collector:
         self._pending: dict[int, asyncio.Task[list[Group]]] = {}
 
     async def collect(self, step: int, num_steps: int) -> list[Group]:
-        """The groups of `step`; starts sampling those of later steps that the gate admits. Raises InvariantError for tokens
-        older than max_lag."""
+        """The groups of `step`; starts sampling those of later steps that the gate admits. Raises InvariantError for
+        tokens older than max_lag."""
         max_lag = self.policy.settings.max_lag
         for s in range(step, min(step + max_lag, num_steps - 1) + 1):
             if s not in self._pending:
@@ -39,8 +41,8 @@ class Collector:
             for turn in trajectory.turns:
                 if not step - max_lag <= turn.weights_version <= step:
                     raise InvariantError(
-                        f"trajectory {trajectory.id} has tokens of weights version {turn.weights_version}, but step {step} "
-                        f"with rollout.max_lag={max_lag} admits {max(0, step - max_lag)}..{step}"
+                        f"trajectory {trajectory.id} has tokens of weights version {turn.weights_version}, "
+                        f"but step {step} with rollout.max_lag={max_lag} admits {max(0, step - max_lag)}..{step}"
                     )
         return groups
 
@@ -67,7 +69,8 @@ class Collector:
 
 
 def shuffled(size: int, start: int, count: int, *, seed: int) -> list[int]:
-    """Places start..start+count-1 of an endless sequence of indices below `size`, each epoch a permutation of its own."""
+    """Places start..start+count-1 of an endless sequence of indices below `size`, each epoch a permutation of its
+    own."""
     places = [divmod(place, size) for place in range(start, start + count)]
     orders = {}
     for epoch in {epoch for epoch, _ in places}:

@@ -31,7 +31,8 @@ class Start:
 class Step:
     """What answers an action. messages: for the model to read next. done: the trajectory ends here.
 
-    events: what to count, e.g. {'tool_calls': 1, 'malformed/bad_json': 1}; summed over the trajectory and shown in metrics.
+    events: what to count, e.g. {'tool_calls': 1, 'malformed/bad_json': 1}; summed over the trajectory and shown in
+    metrics.
     """
 
     messages: tuple[Message, ...] = ()
@@ -40,7 +41,8 @@ class Step:
 
 
 class Environment(Protocol):
-    """A family of tasks. One object serves all trajectories, concurrently; what belongs to one lives in `Start.state`."""
+    """A family of tasks. One object serves all trajectories, concurrently; what belongs to one lives in
+    `Start.state`."""
 
     def tasks(self, split: Split) -> Sequence[Task]: ...
 
@@ -53,7 +55,8 @@ class Environment(Protocol):
     async def step(self, state: Any, action: Sequence[Message]) -> Step: ...
 
     async def reward(self, state: Any, messages: Sequence[Message], truncated: bool) -> Mapping[str, float]:
-        """Named reward parts, summed to the reward. Called once at the end, also when a limit cut the trajectory short."""
+        """Named reward parts, summed to the reward. Called once at the end, also when a limit cut the trajectory
+        short."""
         ...
 
     async def close(self, state: Any) -> None:
@@ -74,7 +77,9 @@ async def guarded(what: str, awaitable: Any, *, timeout_s: float) -> Any:
         async with asyncio.timeout(timeout_s):
             return await awaitable
     except TimeoutError as error:
-        raise EnvironmentFault(f"{what} did not finish within {timeout_s:g} s; raise rollout.environment_timeout_s or fix it") from error
+        raise EnvironmentFault(
+            f"{what} did not finish within {timeout_s:g} s; raise rollout.environment_timeout_s or fix it"
+        ) from error
     except Exception as error:
         raise EnvironmentFault(f"{what} raised {type(error).__name__}: {error}") from error
 
@@ -127,7 +132,9 @@ class ToolEnvironment:
         if tool is None:
             events["malformed/unknown_tool"] += 1
             offered = ", ".join(state.tools) or "none"
-            return Message(role="tool", name=call.recipient, content=f"Error: no tool {name!r}; the tools are: {offered}.")
+            return Message(
+                role="tool", name=call.recipient, content=f"Error: no tool {name!r}; the tools are: {offered}."
+            )
         result = await tool.call(call.content)
         if result.fault is not None:
             events[result.fault] += 1

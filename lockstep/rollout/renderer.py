@@ -1,4 +1,5 @@
-"""The Renderer protocol: messages <-> tokens, for one model family's format. Rollout is the only place where both meet."""
+"""The Renderer protocol: messages <-> tokens, for one model family's format. Rollout is the only place where both
+meet."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from lockstep.types import Message, ToolDescription
 
 
 class FormatError(ValueError):
-    """The model or the messages cannot be rendered: no chat format, a role the format lacks, a missing control token."""
+    """The model or the messages cannot be rendered: no chat format, a role the format lacks, a missing control
+    token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +57,8 @@ class Renderer(Protocol):
         *,
         last_action: Sequence[int],
     ) -> Extension:
-        """Context after an action. messages: the conversation up to and including the action's; new: what answers it."""
+        """Context after an action. messages: the conversation up to and including the action's; new: what answers
+        it."""
         ...
 
     def parse(self, action: Sequence[int]) -> Parsed:
@@ -65,7 +68,8 @@ class Renderer(Protocol):
     def demonstrate(
         self, messages: Sequence[Message], tools: Sequence[ToolDescription], num_given: int
     ) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-        """A whole conversation as (tokens, action_mask): exactly the tokens that start/extend and the ideal actions give.
+        """A whole conversation as (tokens, action_mask): exactly the tokens that start/extend and the ideal actions
+        give.
 
         The first `num_given` messages open the conversation. In the rest, assistant messages are actions (mask True).
         """

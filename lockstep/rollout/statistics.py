@@ -11,8 +11,8 @@ from lockstep.types import Group, Trajectory
 def trajectory_statistics(trajectories: Sequence[Trajectory], *, success_reward: float) -> dict[str, float]:
     """Means over the trajectories; reward and success over those that are not masked, everything else over all.
 
-    success: the share whose reward is at least success_reward. events/NAME: mean count a trajectory; events/malformed sums
-    the malformed/* kinds. stop/REASON: shares.
+    success: the share whose reward is at least success_reward. events/NAME: mean count a trajectory; events/malformed
+    sums the malformed/* kinds. stop/REASON: shares.
     """
     graded = [t for t in trajectories if t.error is None]
     events: Counter[str] = Counter()
@@ -39,6 +39,7 @@ def trajectory_statistics(trajectories: Sequence[Trajectory], *, success_reward:
 
 
 def group_statistics(groups: Sequence[Group]) -> dict[str, float]:
-    """groups/all_equal: the share of groups whose rewards are all the same, which give group-relative methods no signal."""
+    """groups/all_equal: the share of groups whose rewards are all the same, which give group-relative methods no
+    signal."""
     equal = [len({t.reward for t in group.trajectories if t.error is None}) <= 1 for group in groups]
     return {"groups/all_equal": sum(equal) / len(equal)}

@@ -1,7 +1,7 @@
 """A tool from a typed function: its JSON schema, its arguments checked, its time limited.
 
-A tool's failure is data: `call` never raises for what the model wrote or what the function raised; it returns text for the
-model to read and names the fault for the counters.
+A tool's failure is data: `call` never raises for what the model wrote or what the function raised; it returns text for
+the model to read and names the fault for the counters.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class ToolError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolResult:
-    """text: what the model reads. fault: None, 'malformed/bad_json', 'malformed/bad_arguments', 'tool/error' or 'tool/timeout'."""
+    """text: what the model reads. fault: None, 'malformed/bad_json', 'malformed/bad_arguments', 'tool/error' or
+    'tool/timeout'."""
 
     text: str
     fault: str | None = None
@@ -34,8 +35,8 @@ class ToolResult:
 class Tool:
     """name, description, arguments: what the model is told. function: sync or async, keyword arguments, returns text.
 
-    timeout_s: an answer later than this is a fault. inline: run a sync function on the event loop itself rather than in a
-    thread; only for pure functions that return at once (it keeps the order of events, and so resume, exact).
+    timeout_s: an answer later than this is a fault. inline: run a sync function on the event loop itself rather than in
+    a thread; only for pure functions that return at once (it keeps the order of events, and so resume, exact).
     """
 
     description: ToolDescription
@@ -97,9 +98,7 @@ def _plain(schema: Any) -> Any:
     return plain | ({"properties": properties} if "properties" in schema else {})
 
 
-def tool(
-    function: Callable[..., Any] | None = None, *, timeout_s: float = 30.0, inline: bool = False
-) -> Any:
+def tool(function: Callable[..., Any] | None = None, *, timeout_s: float = 30.0, inline: bool = False) -> Any:
     """Make a Tool of a function with annotated arguments and a docstring (its first paragraph is the description).
 
     Raises TypeError for an argument without annotation, or a missing docstring: both are what the model is told.
@@ -107,7 +106,9 @@ def tool(
 
     def make(function: Callable[..., Any]) -> Tool:
         if not function.__doc__:
-            raise TypeError(f"tool {function.__name__!r} has no docstring: it is the description that the model reads; write one")
+            raise TypeError(
+                f"tool {function.__name__!r} has no docstring: it is the description that the model reads; write one"
+            )
         fields: dict[str, Any] = {}
         hints = inspect.get_annotations(function, eval_str=True)
         for name, parameter in inspect.signature(function).parameters.items():

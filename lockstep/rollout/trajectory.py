@@ -72,7 +72,9 @@ class Attempt:
             return self._trajectory("environment_error", {}, str(fault))
         try:
             stop_reason = await self._play(start)
-            parts = await self._guard("reward", self.environment.reward(start.state, self.messages, stop_reason != "done"))
+            parts = await self._guard(
+                "reward", self.environment.reward(start.state, self.messages, stop_reason != "done")
+            )
             trajectory = self._trajectory(stop_reason, parts, None)
         except EnvironmentFault as fault:
             trajectory = self._trajectory("environment_error", {}, str(fault))
@@ -140,7 +142,9 @@ class Attempt:
         raise AssertionError("unreachable")
 
     async def _guard(self, what: str, awaitable: Any) -> Any:
-        return await guarded(f"{type(self.environment).__name__}.{what}", awaitable, timeout_s=self.policy.settings.environment_timeout_s)
+        return await guarded(
+            f"{type(self.environment).__name__}.{what}", awaitable, timeout_s=self.policy.settings.environment_timeout_s
+        )
 
     def _trajectory(self, stop_reason: StopReason, parts: Mapping[str, float], error: str | None) -> Trajectory:
         return Trajectory(

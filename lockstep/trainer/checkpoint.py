@@ -1,7 +1,7 @@
 """Checkpoints: a plain Hugging Face folder, and beside the weights what an exact resume needs.
 
-A checkpoint is written under a temporary name and renamed; `state.json`, with the size and digest of every other file, is
-written last. One that does not match its digests is torn, and the one before it is used.
+A checkpoint is written under a temporary name and renamed; `state.json`, with the size and digest of every other file,
+is written last. One that does not match its digests is torn, and the one before it is used.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def save_checkpoint(
     tokenizer.save_pretrained(temporary)
     (temporary / CONFIG).write_text(json.dumps(config, indent=1))
     torch.save(trainer.optimizer.state_dict(), temporary / OPTIMIZER)
-    files = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
+    written = sorted(path for path in temporary.rglob("*") if path.is_file())
+    files = {path.relative_to(temporary).as_posix(): _digest(path) for path in written}
     state = {"phase": progress.phase, "step": progress.step, "files": files}
     _write_synced(temporary / STATE, json.dumps(state, indent=1).encode())
     shutil.rmtree(target, ignore_errors=True)
@@ -65,7 +66,8 @@ def save_checkpoint(
 
 
 def newest_checkpoint(directory: Path) -> tuple[Path, Progress, list[str]] | None:
-    """The newest whole checkpoint, its progress, and a line about each torn one passed over; None when there is none."""
+    """The newest whole checkpoint, its progress, and a line about each torn one passed over; None when there is
+    none."""
     passed_over = []
     for path in reversed(_checkpoints(directory)):
         fault = find_fault(path)
@@ -85,7 +87,7 @@ def find_fault(path: Path) -> str | None:
     """Why a checkpoint cannot be trusted, or None."""
     try:
         files = json.loads((path / STATE).read_text())["files"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return f"no readable {STATE}"
     for name, digest in files.items():
         if not (path / name).is_file():

@@ -15,7 +15,8 @@ Loss = Callable[[torch.Tensor, Microbatch], torch.Tensor]
 
 
 class Trainer:
-    """model: a causal LM with Lockstep's attention. temperature: the one the engine samples at; log-probs are taken at it.
+    """model: a causal LM with Lockstep's attention. temperature: the one the engine samples at; log-probs are taken at
+    it.
 
     A step is `forward_backward` once for each microbatch, then one `optim_step`.
     """
@@ -53,7 +54,9 @@ class Trainer:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip).item()
         if not norm < float("inf"):
-            raise InvariantError(f"gradient norm is {norm}: nothing was updated; lower optimizer.learning_rate or look at the loss")
+            raise InvariantError(
+                f"gradient norm is {norm}: nothing was updated; lower optimizer.learning_rate or look at the loss"
+            )
         for name, sink in self.sinks.items():
             if norm > 0 and (sink.grad is None or not sink.grad.any()):
                 raise InvariantError(f"{name} has no gradient: an attention kernel without a sink backward is in use")

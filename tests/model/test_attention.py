@@ -101,7 +101,9 @@ def test_without_sinks_it_is_plain_causal_attention():
 
     def plain(q, k, v):
         heads_first = (x.transpose(0, 1)[None] for x in (q, k, v))
-        out = torch.nn.functional.scaled_dot_product_attention(*heads_first, is_causal=True, scale=0.25, enable_gqa=True)
+        out = torch.nn.functional.scaled_dot_product_attention(
+            *heads_first, is_causal=True, scale=0.25, enable_gqa=True
+        )
         return out[0].transpose(0, 1)
 
     for a, b in zip(ours, with_gradients(plain, (q, k, v), dout), strict=True):

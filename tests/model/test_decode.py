@@ -1,4 +1,4 @@
-"""One token a row against a cache of keys and values equals the whole sequence at once, whatever the cache went through."""
+"""One token a row against a cache of keys and values equals the whole sequence, whatever the cache went through."""
 
 import pytest
 import torch

@@ -50,6 +50,15 @@ def test_output_and_every_gradient_equal_transformers(experts, num_tokens, top_k
         assert (ours[name] - value).abs().max() <= 1e-12 * value.abs().max().clamp(min=1), name
 
 
+@pytest.mark.parametrize("num_tokens", [1, 50])
+def test_without_gradients_the_output_is_the_same(experts, num_tokens):
+    module, eager = experts
+    hidden, index, weights = routed(module, num_tokens, 3)
+    with torch.inference_mode():
+        found, expected = (forward(module, hidden, index, weights) for forward in (experts_forward, eager))
+    assert (found - expected).abs().max() <= 1e-12 * expected.abs().max().clamp(min=1)
+
+
 def test_every_layer_of_a_loaded_model_uses_it(model, monkeypatch):
     calls, original = [], Experts.apply
     monkeypatch.setattr(Experts, "apply", lambda *arguments: (calls.append(1), original(*arguments))[1])

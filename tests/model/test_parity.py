@@ -1,4 +1,4 @@
-"""Whole models: Lockstep's attention and experts against transformers' own, and packs against their sequences one by one."""
+"""Whole models: Lockstep's attention and experts against transformers' own, and packs against one by one."""
 
 import torch
 

@@ -11,9 +11,7 @@ from lockstep.model.loading import ModelError, load_model, load_tokenizer
 from lockstep.model.tiny import CONTROL_TOKENS, TinyModel, build_model, build_tiny, build_tokenizer
 
 TEXTS = [
-    f'{name} has {n} apples. functions.calculator {{"e":"{n}+1"}}'
-    for name in ("Ann", "Ben")
-    for n in range(0, 1000, 7)
+    f'{name} has {n} apples. functions.calculator {{"e":"{n}+1"}}' for name in ("Ann", "Ben") for n in range(0, 1000, 7)
 ]
 SIZES = TinyModel(vocab_size=420, hidden_size=32, intermediate_size=16, num_layers=2, num_experts=4)
 

@@ -486,7 +486,9 @@ class TestRendererFor:
     def test_hands_each_format_its_own_options(self, tokenizers):
         harmony = make_tokenizer(CHATML, special=(*SPECIAL, *CONTROL_TOKENS))
         quiet, loud = HarmonyOptions(system=False), HarmonyOptions()
-        assert renderer_for(harmony, harmony=quiet).start([user("u")], ()) != renderer_for(harmony, harmony=loud).start([user("u")], ())
+        assert renderer_for(harmony, harmony=quiet).start([user("u")], ()) != renderer_for(harmony, harmony=loud).start(
+            [user("u")], ()
+        )
         with pytest.raises(FormatError, match=r"enable_thinking has no effect"):
             renderer_for(tokenizers["chatml"], harmony=quiet, chat=ChatOptions(enable_thinking=False))
 

@@ -1,0 +1,106 @@
+"""Trajectories to samples: nothing is added, dropped or re-ordered; a rewritten history begins a new sample."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lockstep.data.samples import supervised_sample, to_samples
+from lockstep.types import InvariantError, Task, Trajectory, Turn
+
+TASK = Task(id="t", messages=())
+
+
+def turn(context, action, version=0, restarts=False):
+    logprobs = tuple(-0.25 * token for token in action)
+    return Turn(
+        context=tuple(context),
+        action=tuple(action),
+        engine_logprobs=logprobs,
+        weights_version=version,
+        restarts=restarts,
+    )
+
+
+def trajectory(*turns):
+    return Trajectory(
+        id="7/1",
+        task=TASK,
+        turns=turns,
+        messages=(),
+        reward=0.0,
+        reward_parts={},
+        stop_reason="done",
+        events={},
+    )
+
+
+def test_turns_are_joined_and_actions_marked():
+    (sample,) = to_samples(trajectory(turn([1, 2], [3], version=4), turn([5], [6, 7], version=3)), -0.5)
+    assert sample.trajectory_id == "7/1"
+    assert sample.tokens.tolist() == [1, 2, 3, 5, 6, 7]
+    assert sample.action_mask.tolist() == [False, False, True, False, True, True]
+    assert sample.engine_logprobs.tolist() == [0, 0, -0.75, 0, -1.5, -1.75]
+    assert sample.advantages.tolist() == [0, 0, -0.5, 0, -0.5, -0.5]
+    assert sample.weights_version == 3
+    assert (sample.tokens.dtype, sample.advantages.dtype) == (np.int64, np.float32)
+    assert (sample.action_mask.dtype, sample.engine_logprobs.dtype) == (np.bool_, np.float32)
+
+
+def test_a_restart_begins_a_new_sample():
+    first, second = to_samples(
+        trajectory(
+            turn([1], [2]), turn([3], [4]), turn([1, 9], [5], version=1, restarts=True), turn([6], [7], version=2)
+        ),
+        1.0,
+    )
+    assert first.tokens.tolist() == [1, 2, 3, 4]
+    assert second.tokens.tolist() == [1, 9, 5, 6, 7]
+    assert (first.weights_version, second.weights_version) == (0, 1)
+
+
+def test_a_history_without_an_action_is_no_sample():
+    assert to_samples(trajectory(), 1.0) == []
+    assert to_samples(trajectory(turn([1, 2], [])), 1.0) == []
+    (only,) = to_samples(trajectory(turn([1, 2], []), turn([3], [4], restarts=True)), 1.0)
+    assert only.tokens.tolist() == [3, 4]
+
+
+def test_a_trajectory_that_begins_with_an_action_is_refused():
+    with pytest.raises(InvariantError, match="7/1 begins with a sampled token"):
+        to_samples(trajectory(turn([], [4])), 1.0)
+
+
+TURNS = st.lists(
+    st.tuples(
+        st.lists(st.integers(0, 9), min_size=1, max_size=4), st.lists(st.integers(0, 9), max_size=4), st.booleans()
+    ),
+    max_size=6,
+)
+
+
+@settings(max_examples=50)
+@given(TURNS)
+def test_every_token_of_a_trained_history_is_kept_in_order(turns):
+    turns = [turn(context, action, restarts=restarts) for context, action, restarts in turns]
+    samples = to_samples(trajectory(*turns), 2.0)
+    kept = [token for sample in samples for token, m in zip(sample.tokens, sample.action_mask, strict=True) if m]
+    assert kept == [token for t in turns for token in t.action]
+    assert sum(int(sample.action_mask.sum()) for sample in samples) == trajectory(*turns).num_action_tokens
+    for sample in samples:
+        assert not sample.action_mask[0]
+        assert np.array_equal(sample.advantages, np.where(sample.action_mask, 2.0, 0.0))
+        assert np.array_equal(sample.engine_logprobs, np.where(sample.action_mask, -0.25 * sample.tokens, 0.0))
+
+
+def test_a_demonstration_has_weight_one_on_its_actions():
+    sample = supervised_sample("d", (5, 6, 7), (False, True, True))
+    assert sample.advantages.tolist() == [0, 1, 1]
+    assert sample.engine_logprobs.tolist() == [0, 0, 0]
+
+
+def test_a_turn_whose_log_probs_do_not_align_is_refused():
+    with pytest.raises(InvariantError, match="2 action tokens but 1 engine log-probs"):
+        Turn(context=(1,), action=(2, 3), engine_logprobs=(-1.0,), weights_version=0)
+    with pytest.raises(InvariantError, match="neither context nor action"):
+        Turn(context=(), action=(), engine_logprobs=(), weights_version=0)

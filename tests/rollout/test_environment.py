@@ -1,0 +1,222 @@
+"""ToolEnvironment's steps and rewards, and the one boundary that turns whatever an environment raises into a fault."""
+
+import asyncio
+
+import pytest
+
+from lockstep.rollout.environment import EnvironmentFault, Start, Step, ToolEnvironment, guarded
+from lockstep.rollout.tool import ToolError, tool
+from lockstep.types import Message, Task
+
+TASK = Task(id="t", messages=(Message(role="user", content="Go."),), data={"answer": "4"})
+
+
+@tool(inline=True)
+def double(n: int) -> str:
+    """Twice a number."""
+    if n > 100:
+        raise ToolError(f"{n} is too large")
+    return str(2 * n)
+
+
+class Shop(ToolEnvironment):
+    """double, and two tools that meet: each answers only when the other has been called."""
+
+    def tasks(self, split):
+        return [TASK]
+
+    def tools(self, task):
+        here, there = asyncio.Event(), asyncio.Event()
+
+        @tool(timeout_s=5)
+        async def ping() -> str:
+            """Wait for pong."""
+            here.set()
+            await there.wait()
+            return "ping"
+
+        @tool(timeout_s=5)
+        async def pong() -> str:
+            """Wait for ping."""
+            there.set()
+            await here.wait()
+            return "pong"
+
+        return (double, ping, pong)
+
+    async def grade(self, task, answer, messages):
+        return {"correct": float(answer == task.data["answer"]), "short": 0.5 if answer is not None else 0.0}
+
+
+def says(content, channel=None, recipient=None):
+    return Message(role="assistant", content=content, channel=channel, recipient=recipient)
+
+
+def tells(content, name="functions.double"):
+    return Message(role="tool", name=name, content=content)
+
+
+def calls(content, name="functions.double"):
+    return says(content, "commentary", name)
+
+
+def step(*action) -> Step:
+    async def play():
+        environment = Shop()
+        start = await environment.start(TASK)
+        return await environment.step(start.state, action)
+
+    return asyncio.run(play())
+
+
+def test_a_start_offers_the_task_and_its_tools():
+    start = asyncio.run(Shop().start(TASK))
+    assert start.messages == TASK.messages
+    assert [description.name for description in start.tools] == ["double", "ping", "pong"]
+    assert start.tools[0] == double.description
+
+
+def test_each_trajectory_has_its_own_tools():
+    async def two():
+        environment = Shop()
+        return [await environment.start(TASK) for _ in range(2)]
+
+    first, second = asyncio.run(two())
+    assert first.state.tools["ping"] is not second.state.tools["ping"]
+
+
+@pytest.mark.parametrize("recipient", ["functions.double", "double"])
+def test_a_call_is_answered(recipient):
+    assert step(says("Let me see.", "analysis"), calls('{"n": 21}', recipient)) == Step(
+        messages=(tells("42"),), events={"tool_calls": 1}
+    )
+
+
+def test_an_action_without_a_call_ends_the_trajectory():
+    assert step(says("4", "final")) == step(says("Hm.", "analysis"), says("4")) == step() == Step(done=True)
+
+
+def test_several_calls_are_answered_in_their_order_and_at_once():
+    """ping and pong would wait for each other for ever if one had to answer before the other began."""
+    played = step(calls("{}", "functions.ping"), calls('{"n": 1}'), says("And:"), calls("{}", "functions.pong"))
+    assert played.messages == (tells("ping", "functions.ping"), tells("2"), tells("pong", "functions.pong"))
+    assert played.events == {"tool_calls": 3} and not played.done
+
+
+@pytest.mark.parametrize(
+    ("call", "answer", "fault"),
+    [
+        (
+            calls("{}", "functions.triple"),
+            tells("Error: no tool 'triple'; the tools are: double, ping, pong.", "functions.triple"),
+            "malformed/unknown_tool",
+        ),
+        (
+            calls("print(1)", "python"),
+            tells("Error: no tool 'python'; the tools are: double, ping, pong.", "python"),
+            None,
+        ),
+        (calls("{}", ""), tells("Error: no tool ''; the tools are: double, ping, pong.", ""), None),
+        (calls("n=1"), None, "malformed/bad_json"),
+        (calls('{"n": "1"}'), tells("Error: n: Input should be a valid integer."), "malformed/bad_arguments"),
+        (calls('{"n": 1, "m": 2}'), tells("Error: m: Extra inputs are not permitted."), "malformed/bad_arguments"),
+        (calls('{"n": 101}'), tells("Error: 101 is too large"), "tool/error"),
+    ],
+)
+def test_a_call_that_goes_wrong_is_answered_and_counted(call, answer, fault):
+    played = step(call)
+    assert not played.done
+    assert played.events == {"tool_calls": 1, fault or "malformed/unknown_tool": 1}
+    assert played.messages[0].content.startswith("Error: ") if answer is None else played.messages == (answer,)
+
+
+def test_faults_add_up_over_an_action():
+    played = step(calls("{"), calls("{"), calls('{"n": 2}'), calls("{}", "functions.x"))
+    assert played.events == {"tool_calls": 4, "malformed/bad_json": 2, "malformed/unknown_tool": 1}
+    assert played.messages[2] == tells("4")
+
+
+def test_an_environment_without_tools_says_so():
+    class Bare(Shop):
+        def tools(self, task):
+            return ()
+
+    async def play():
+        environment = Bare()
+        return await environment.step((await environment.start(TASK)).state, [calls("{}")])
+
+    assert asyncio.run(play()).messages == (tells("Error: no tool 'double'; the tools are: none."),)
+
+
+def reward(*messages, truncated=False):
+    async def play():
+        environment = Shop()
+        start = await environment.start(TASK)
+        return await environment.reward(start.state, [*start.messages, *messages], truncated)
+
+    return asyncio.run(play())
+
+
+def test_the_last_message_to_the_user_is_graded():
+    assert reward(says("Hm.", "analysis"), says("4", "final")) == {"correct": 1.0, "short": 0.5}
+    assert reward(says("5", "final")) == {"correct": 0.0, "short": 0.5}
+
+
+def test_without_a_last_message_to_the_user_there_is_no_answer():
+    none = {"correct": 0.0, "short": 0.0}
+    assert reward(says("4", "final"), truncated=True) == none
+    assert reward(calls('{"n": 2}'), tells("4")) == none
+    assert reward(says("4", "commentary", "functions.double")) == none
+    assert reward() == none
+
+
+async def returns(value):
+    return value
+
+
+async def raises(error):
+    raise error
+
+
+def test_the_boundary_lets_results_through():
+    start = Start(messages=())
+    assert asyncio.run(guarded("Shop.start", returns(start), timeout_s=1)) is start
+
+
+@pytest.mark.parametrize("error", [KeyError("price"), ValueError("no\nprice"), AssertionError(), StopAsyncIteration()])
+def test_the_boundary_turns_every_exception_into_a_fault(error):
+    with pytest.raises(EnvironmentFault) as fault:
+        asyncio.run(guarded("Shop.step", raises(error), timeout_s=1))
+    assert str(fault.value) == f"Shop.step raised {type(error).__name__}: {error}"
+    assert fault.value.__cause__ is error
+
+
+def test_the_boundary_does_not_wait_for_ever():
+    with pytest.raises(EnvironmentFault) as fault:
+        asyncio.run(guarded("Shop.reward", asyncio.Event().wait(), timeout_s=0.01))
+    assert str(fault.value).startswith("Shop.reward did not finish within 0.01 s; raise rollout.environment_timeout_s")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), asyncio.CancelledError()])
+def test_the_boundary_keeps_out_of_what_is_no_error(error):
+    async def caught():
+        try:
+            await guarded("Shop.step", raises(error), timeout_s=1)
+        except BaseException as found:
+            return found
+
+    assert asyncio.run(caught()) is error
+
+
+@pytest.mark.xfail(strict=True, reason="a TimeoutError of the environment's own is taken for a missed deadline")
+def test_a_timeout_of_the_environment_s_own_is_reported_as_what_it_is():
+    with pytest.raises(EnvironmentFault, match="raised TimeoutError: the database is down"):
+        asyncio.run(guarded("Shop.step", raises(TimeoutError("the database is down")), timeout_s=60))
+
+
+def test_a_tool_environment_must_be_given_its_tasks_and_its_grade():
+    with pytest.raises(NotImplementedError):
+        ToolEnvironment().tasks("train")
+    assert ToolEnvironment().demonstrations(0) == ()
+    with pytest.raises(NotImplementedError):
+        asyncio.run(ToolEnvironment().grade(TASK, "4", []))
