@@ -18,7 +18,7 @@ run = Run(
     # A model trained from nothing on one tool learns no more from reading about it: short prompts, faster steps.
     harmony=HarmonyOptions(system=False, tool_definitions=False),
     sft=SFT(
-        num_steps=550,
+        num_steps=750,
         batch_size=16,
         optimizer=Optimizer(learning_rate=1.5e-3, warmup_steps=20, decay_share=0.4, final_share=0.0),
     ),

@@ -30,9 +30,8 @@ class CacheShape:
         config = model.config.get_text_config()
         num_layers = config.num_hidden_layers
         window = getattr(config, "sliding_window", None)
-        every_layer = (
-            "full_attention" if window is None else "sliding_attention"
-        )  # where the config does not say for each
+        # A config without layer_types has the same attention in every layer.
+        every_layer = "full_attention" if window is None else "sliding_attention"
         types = getattr(config, "layer_types", None) or [every_layer] * num_layers
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(

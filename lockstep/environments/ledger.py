@@ -123,7 +123,7 @@ class Ledger(ToolEnvironment):
     """Distinct held-out problems."""
     num_demonstrations: int = 12800
     """Worked training problems for the cold start."""
-    carelessness: float = 0.4
+    carelessness: float = 0.35
     """Probability that the demonstrator errs at a step; 0 demonstrates perfectly."""
     seed: int = 0
     """Chooses the problems; the same in every run that is to be compared."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import lockstep.model.attention
@@ -29,7 +30,7 @@ def load_model(source: str | Path, *, dtype: torch.dtype = torch.float32) -> Pre
         config = AutoConfig.from_pretrained(source)
         options = {"experts_implementation": "lockstep"} if _has_experts(config) else {}
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="lockstep", **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(
             f"model {str(source)!r} cannot be loaded: {_first_line(error)}; give a Hugging Face folder or id"
         ) from error

@@ -70,6 +70,13 @@ def test_output_and_every_gradient_equal_the_oracle(lengths, heads, window, dtyp
     assert max(errors.values()) <= tolerance, errors
 
 
+@pytest.mark.parametrize("window", [15, 16, 17, 18])
+def test_a_window_about_as_long_as_the_longest_sequence(window):
+    lengths = (17, 3)
+    for theirs, ours in zip(expected(lengths, 8, 2, window), found(lengths, 8, 2, window, torch.float64), strict=True):
+        assert (theirs - ours).abs().max() <= 1e-12
+
+
 @pytest.mark.parametrize("window", [None, 16])
 def test_bfloat16_is_as_near_as_its_rounding(window):
     """Half a unit in the last place of bfloat16 is 2^-9 of a value; inputs are rounded too."""

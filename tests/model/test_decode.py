@@ -75,6 +75,19 @@ def test_decoding_equals_the_whole_sequence(model):
 
 
 @torch.inference_mode()
+def test_a_window_longer_than_the_cache_at_first(gpt_oss):
+    """The ring of a sliding layer grows with the cache from 128 columns to its window of 150, and only then turns."""
+    gpt_oss.config.sliding_window = 150
+    for layer in gpt_oss.model.layers[::2]:
+        layer.self_attn.sliding_window = 150
+    (tokens,) = sequences([200])
+    rows = Rows(gpt_oss, [tokens[:110]])
+    found = torch.cat([rows.feed(tokens[i : i + 1]) for i in range(110, 200)])
+    assert rows.cache.keys[0].shape[2] == 150
+    assert (found - hidden_states(gpt_oss, tokens)[110:]).abs().max() <= 2e-5
+
+
+@torch.inference_mode()
 def test_rows_may_be_swapped_moved_and_joined_by_others(gpt_oss):
     a, b = sequences([60, 45])
     rows = Rows(gpt_oss, [a[:40], b[:30]])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import pytest
 import torch
@@ -89,6 +90,15 @@ def test_lockstep_loads_it_ready_to_train(folder):
     assert not model.training
     assert all(p.requires_grad for p in model.parameters())
     assert len(load_tokenizer(folder)) == SIZES.vocab_size
+
+
+@pytest.mark.parametrize("damaged", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_damaged_folder_is_one_line_with_the_fix(folder, tmp_path, damaged):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / damaged).write_bytes((copy / damaged).read_bytes()[:-10])
+    with pytest.raises(ModelError, match="give a Hugging Face folder or id") as error:
+        (load_tokenizer if damaged == "tokenizer.json" else load_model)(copy)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("load", [load_model, load_tokenizer])

@@ -193,7 +193,8 @@ def test_the_boundary_turns_every_exception_into_a_fault(error):
 
 def test_the_boundary_does_not_wait_for_ever():
     with pytest.raises(EnvironmentFault) as fault:
-        asyncio.run(guarded("Shop.reward", asyncio.Event().wait(), timeout_s=0.01))
+        waiting = guarded("Shop.reward", asyncio.Event().wait(), timeout_s=0.01)
+        asyncio.run(asyncio.wait_for(waiting, timeout=10))
     assert str(fault.value).startswith("Shop.reward did not finish within 0.01 s; raise rollout.environment_timeout_s")
 
 
