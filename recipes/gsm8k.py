@@ -1,11 +1,11 @@
 """The real GSM8K: people's word problems, solved with a calculator tool, by a tiny GPT-OSS or by any model you have.
 
     lockstep train recipes/gsm8k.py --data ../shared/data/gsm8k
-    lockstep train recipes/gsm8k.py --data ../shared/data/gsm8k --model FOLDER_OR_ID --sft.num-steps 0
+    lockstep train recipes/gsm8k.py --data ../shared/data/gsm8k --model FOLDER_OR_ID --sft.num-steps 0 \\
+        --optimizer.learning-rate 1e-6 --rollout.max-tokens 4096 --rollout.max-action-tokens 1024
 
-A cold start on the data's own solutions, then GRPO on whole multi-turn trajectories, on policy. The tiny model learns
-the form (reason, call, answer) in a few minutes but is far too small to become good at the problems. For a real model
-lower --optimizer.learning-rate to about 1e-6.
+A cold start on the data's own solutions, then GRPO on whole multi-turn trajectories, on policy. In its few minutes the
+tiny model learns to reason in form, call and answer, but it is far too small to become good at the problems.
 """
 
 from pathlib import Path
@@ -34,5 +34,4 @@ run = Run(
     rollout=Rollout(num_prompts=4, group_size=8, max_turns=10, max_tokens=1024, max_action_tokens=160),
     optimizer=Optimizer(learning_rate=3e-4, decay_share=1.0, final_share=0.2),
     evaluation=Evaluation(num_tasks=64),
-    threads=1,
 )

@@ -56,16 +56,19 @@ def _row(line: bytes, where: str) -> Row:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON ({error}): make the line {shape}, or remove it") from error
-    texts = [row.get(key) if isinstance(row, dict) else None for key in ("question", "answer")]
-    if not all(isinstance(text, str) and text.strip() for text in texts):
-        raise ValueError(f"{where} has no texts under question and answer: make the line {shape}, or remove it")
-    question, answer = texts
+    match row:
+        case {"question": str(question), "answer": str(answer)} if question.strip():
+            return Row(question, *_solution_and_number(answer, where))
+    raise ValueError(f"{where} has no texts under question and answer: make the line {shape}, or remove it")
+
+
+def _solution_and_number(answer: str, where: str) -> tuple[str, str]:
     solution, marker, end = answer.rpartition("####")
     if not marker or read_number(end) is None:
         raise ValueError(
             f"{where} has an answer that ends in {answer[-30:]!r}: end it with '#### NUMBER', or remove the line"
         )
-    return Row(question, solution.strip(), _bare(end))
+    return solution.strip(), _bare(end)
 
 
 def read_number(text: str) -> Fraction | None:
@@ -129,7 +132,7 @@ class GSM8K(ToolEnvironment):
     instructions: str = "Solve the problem step by step, with the calculator. Answer with the number alone."
     """System message before each question; empty leaves it out."""
     reasoning: Reasoning = "analysis"
-    """Where demonstrations reason: 'commentary' is for chat templates that drop or lack 'analysis'."""
+    """Where demonstrations reason: 'analysis', or 'commentary' for chat templates that drop earlier thoughts."""
 
     def tasks(self, split: Split) -> Sequence[Task]:
         return [self._task(split, number, row) for number, row in self._rows(split)]

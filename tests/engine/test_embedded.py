@@ -1,6 +1,7 @@
 """The embedded engine: what it says of its tokens is what the trainer says, whatever else it is busy with."""
 
 import asyncio
+import copy
 
 import pytest
 import torch
@@ -214,6 +215,33 @@ def test_a_turn_after_others_came_and_went_equals_a_fresh_prefill(gpt_oss, forwa
         again = asyncio.run(fresh.generate(conversation.tokens[:-12], sampling(conversation.seed * 1000 + 1, 12)))
         assert list(again.tokens) == conversation.tokens[-12:]
         assert again.logprobs == pytest.approx(conversation.logprobs[-12:], abs=NEAR)
+
+
+@pytest.mark.parametrize("order", [(2, 0, 3, 1), (3, 1, 2, 0), (0, 1, 2, 3)])
+def test_parked_rows_may_be_taken_up_in_any_order(gpt_oss, forwards, order):
+    """One after another, and then once more from the same histories, whose rows are gone by then."""
+
+    async def one_by_one():
+        engine = EmbeddedEngine(gpt_oss)
+        conversations = [Conversation(engine, tokens_of(20 + i, seed=i), seed=i) for i in range(4)]
+        await asyncio.gather(*(conversation.act(6) for conversation in conversations))
+        again = [copy.deepcopy((c.tokens, c.mask, c.logprobs)) for c in conversations]
+        before = len(forwards)
+        for i in order:
+            conversations[i].hear(tokens_of(3, seed=30 + i))
+            await conversations[i].act(6)
+        later = prefills(forwards[before:])
+        for i in order:
+            branch = Conversation(engine, [], seed=50 + i)
+            branch.tokens, branch.mask, branch.logprobs = again[i]
+            branch.hear(tokens_of(2, seed=40 + i))
+            await branch.act(6)
+            conversations.append(branch)
+        return conversations, later
+
+    conversations, later = asyncio.run(one_by_one())
+    assert later == []
+    assert max(conversation.error(gpt_oss) for conversation in conversations) <= NEAR
 
 
 def test_a_long_new_context_is_prefilled_with_its_history(gpt_oss, forwards):
