@@ -14,6 +14,7 @@ import argparse
 import ctypes
 import json
 import os
+import platform
 import statistics
 import sys
 import tempfile
@@ -34,7 +35,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="OpenMP threads")
     parser.add_argument("--learning-rate", type=float, default=1e-6)
     parser.add_argument("--microbatch", type=int, default=32, help="sequences a forward and backward pass")
-    parser.add_argument("--experts", default="eager", choices=["eager", "grouped_mm", "batched_mm"])
+    parser.add_argument("--experts", default="grouped_mm", choices=["eager", "grouped_mm", "batched_mm"])
     parser.add_argument("--attention", default="eager", help="transformers' attn_implementation")
     parser.add_argument("--cache", default="dynamic", help="transformers' cache_implementation")
     parser.add_argument("--compile", action="store_true", help="torch.compile the training forward (needs g++)")
@@ -57,10 +58,11 @@ os.environ.update(
     TRL_EXPERIMENTAL_SILENCE="1",
 )
 
-if OPTIONS.malloc == "keep":
-    # glibc returns every large tensor to the kernel, and page faults then cost up to a third of the step.
-    ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX: never a mapping of its own for a large block
-    ctypes.CDLL(None).mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's mallopt
+if OPTIONS.malloc == "keep" and platform.libc_ver()[0] == "glibc":
+    # As on Lockstep's side. Otherwise every large tensor is mapped and unmapped anew, and page faults slow training.
+    ctypes.CDLL(None).mallopt(M_MMAP_MAX, 0)
+    ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402

@@ -73,14 +73,15 @@ async def guarded(what: str, awaitable: Any, *, timeout_s: float) -> Any:
 
     This is the only broad `except` in Lockstep: environments are other people's code.
     """
+    deadline = asyncio.timeout(timeout_s)
     try:
-        async with asyncio.timeout(timeout_s):
+        async with deadline:
             return await awaitable
-    except TimeoutError as error:
-        raise EnvironmentFault(
-            f"{what} did not finish within {timeout_s:g} s; raise rollout.environment_timeout_s or fix it"
-        ) from error
     except Exception as error:
+        if deadline.expired():
+            raise EnvironmentFault(
+                f"{what} did not finish within {timeout_s:g} s; raise rollout.environment_timeout_s or fix it"
+            ) from error
         raise EnvironmentFault(f"{what} raised {type(error).__name__}: {error}") from error
 
 

@@ -53,7 +53,7 @@ class Tool:
         """Run the tool on the JSON text a model wrote."""
         try:
             values = json.loads(arguments)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             return ToolResult(text=f"Error: arguments are not valid JSON ({error}).", fault="malformed/bad_json")
         if not isinstance(values, dict):
             text = f"Error: arguments must be a JSON object, not {type(values).__name__}."
@@ -66,22 +66,28 @@ class Tool:
         return await self._run({name: getattr(checked, name) for name in self.arguments.model_fields})
 
     async def _run(self, values: dict[str, Any]) -> ToolResult:
+        deadline = asyncio.timeout(self.timeout_s)
         try:
             if self.inline:
                 result = self.function(**values)
             else:
-                async with asyncio.timeout(self.timeout_s):
+                async with deadline:
                     if inspect.iscoroutinefunction(self.function):
                         result = await self.function(**values)
                     else:
                         result = await asyncio.to_thread(self.function, **values)
-        except TimeoutError:
-            return ToolResult(text=f"Error: no answer within {self.timeout_s:g} s.", fault="tool/timeout")
         except ToolError as error:
-            return ToolResult(text=f"Error: {error}", fault="tool/error")
+            return ToolResult(text=_encodable(f"Error: {error}"), fault="tool/error")
         except Exception as error:  # the environment boundary: a tool is other people's code
-            return ToolResult(text=f"Error: {type(error).__name__}: {error}", fault="tool/error")
-        return ToolResult(text=str(result))
+            if deadline.expired():
+                return ToolResult(text=f"Error: no answer within {self.timeout_s:g} s.", fault="tool/timeout")
+            return ToolResult(text=_encodable(f"Error: {type(error).__name__}: {error}"), fault="tool/error")
+        return ToolResult(text=_encodable(str(result)))
+
+
+def _encodable(text: str) -> str:
+    """Text that has a UTF-8 form: a lone surrogate, which JSON can spell, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _plain(schema: Any) -> Any:
@@ -108,6 +114,10 @@ def tool(function: Callable[..., Any] | None = None, *, timeout_s: float = 30.0,
         if not function.__doc__:
             raise TypeError(
                 f"tool {function.__name__!r} has no docstring: it is the description that the model reads; write one"
+            )
+        if inline and inspect.iscoroutinefunction(function):
+            raise TypeError(
+                f"tool {function.__name__!r} is async and inline: only a plain function can be inline; drop one"
             )
         fields: dict[str, Any] = {}
         hints = inspect.get_annotations(function, eval_str=True)

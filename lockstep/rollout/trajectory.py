@@ -70,19 +70,26 @@ class Attempt:
             start = await self._guard("start", self.environment.start(self.task))
         except EnvironmentFault as fault:
             return self._trajectory("environment_error", {}, str(fault))
+        parts: Mapping[str, float] = {}
+        error = None
         try:
             stop_reason = await self._play(start)
-            parts = await self._guard(
-                "reward", self.environment.reward(start.state, self.messages, stop_reason != "done")
-            )
-            trajectory = self._trajectory(stop_reason, parts, None)
+            reward = self.environment.reward(start.state, self.messages, stop_reason != "done")
+            parts = await self._guard("reward", reward)
         except EnvironmentFault as fault:
-            trajectory = self._trajectory("environment_error", {}, str(fault))
+            stop_reason, error = "environment_error", str(fault)
         except EngineError as fault:
-            trajectory = self._trajectory("engine_error", {}, str(fault))
+            stop_reason, error = "engine_error", str(fault)
         finally:
+            await self._close(start)
+        return self._trajectory(stop_reason, parts, error)
+
+    async def _close(self, start: Start) -> None:
+        """Release what the environment holds; a failure to is counted, and takes no finished trajectory along."""
+        try:
             await self._guard("close", self.environment.close(start.state))
-        return trajectory
+        except EnvironmentFault:
+            self.events["close_failed"] += 1
 
     async def _play(self, start: Start) -> StopReason:
         policy, limits = self.policy, self.policy.settings

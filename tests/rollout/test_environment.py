@@ -209,7 +209,6 @@ def test_the_boundary_keeps_out_of_what_is_no_error(error):
     assert asyncio.run(caught()) is error
 
 
-@pytest.mark.xfail(strict=True, reason="a TimeoutError of the environment's own is taken for a missed deadline")
 def test_a_timeout_of_the_environment_s_own_is_reported_as_what_it_is():
     with pytest.raises(EnvironmentFault, match="raised TimeoutError: the database is down"):
         asyncio.run(guarded("Shop.step", raises(TimeoutError("the database is down")), timeout_s=60))

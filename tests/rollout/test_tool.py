@@ -96,7 +96,6 @@ def test_bad_json(arguments):
     assert result.text.startswith("Error: arguments are not valid JSON (")
 
 
-@pytest.mark.xfail(strict=True, reason="json.loads raises a plain ValueError for an integer of more than 4300 digits")
 def test_a_very_long_integer_is_bad_json():
     assert answer(repeat, '{"text": "ha", "times": ' + "1" * 5000 + "}").fault == "malformed/bad_json"
 
@@ -258,7 +257,6 @@ def test_only_an_inline_function_runs_on_the_event_loop_s_thread(inline):
     assert answer(where, "{}").text == str(inline)
 
 
-@pytest.mark.xfail(strict=True, reason="an async function marked inline answers with its coroutine's name")
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 def test_an_async_function_cannot_be_inline():
     async def fetch(name: str) -> str:
@@ -269,7 +267,6 @@ def test_an_async_function_cannot_be_inline():
         tool(fetch, inline=True)
 
 
-@pytest.mark.xfail(strict=True, reason="a TimeoutError of the tool's own is taken for a missed deadline")
 def test_a_timeout_of_the_tool_s_own_is_an_error_of_the_tool():
     @tool
     def connect() -> str:
@@ -279,8 +276,5 @@ def test_a_timeout_of_the_tool_s_own_is_an_error_of_the_tool():
     assert answer(connect, "{}") == ToolResult(text="Error: TimeoutError: the database is down", fault="tool/error")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="text that has no UTF-8 form passes, and breaks the tokenizer outside every boundary"
-)
 def test_an_answer_is_text_that_can_be_encoded():
     answer(repeat, '{"text": "\\ud800"}').text.encode()

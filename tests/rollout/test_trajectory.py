@@ -249,7 +249,6 @@ def test_an_environment_that_hangs_masks_the_trajectory(where):
     assert "environment_timeout_s" in trajectory.error
 
 
-@pytest.mark.xfail(strict=True, reason="Attempt.run lets the EnvironmentFault of close escape")
 @pytest.mark.parametrize("fault", [OSError("disk"), "hang"])
 def test_a_failure_to_close_does_not_take_the_trajectory_along(fault):
     trajectory, _ = play([[FINAL]], Environment(close=fault), environment_timeout_s=0.01)
@@ -257,7 +256,6 @@ def test_a_failure_to_close_does_not_take_the_trajectory_along(fault):
     assert trajectory.events["close_failed"] == 1
 
 
-@pytest.mark.xfail(strict=True, reason="guarded takes every TimeoutError for its own deadline")
 def test_an_environments_own_timeout_is_not_taken_for_the_deadline():
     trajectory, _ = play([[20], [FINAL]], Environment(step=TimeoutError("search server")))
     assert trajectory.error == "Environment.step raised TimeoutError: search server"
