@@ -177,12 +177,11 @@ def report(chosen: argparse.Namespace, results: dict[str, list[dict]]) -> None:
     print(f"{'':10}{'step s':>9}{'generate s':>12}{'train s':>9}{'trained tokens/s':>18}")
     speeds = {}
     for side, found in results.items():
-        step_s, generate_s, train_s = (
-            statistics.median(r[key] for r in found) for key in ("step_s", "generate_s", "train_s")
-        )
-        speeds[side] = results["Lockstep"][0]["tokens"] / step_s
+        keys = ("step_s", "generate_s", "train_s", "tokens")
+        step_s, generate_s, train_s, tokens = (statistics.median(r[key] for r in found) for key in keys)
+        speeds[side] = tokens / step_s
         print(f"{side:10}{step_s:9.2f}{generate_s:12.2f}{train_s:9.2f}{speeds[side]:18.0f}")
-    print(f"Lockstep / TRL: {speeds['Lockstep'] / speeds['TRL']:.1f}x   {results['TRL'][0].get('versions')}")
+    print(f"Lockstep / TRL: {speeds['Lockstep'] / speeds['TRL']:.1f}x   (TRL's side: {results['TRL'][0]['versions']})")
 
 
 if __name__ == "__main__":
