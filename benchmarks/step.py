@@ -4,9 +4,12 @@
 
 A step samples `--group-size` completions of exactly `--max-new-tokens` tokens for each of `--num-prompts` prompts and
 makes one optimiser update on all of them, in float32. Both sides get the same model folder, prompts, lengths and
-threads; the trivial reward (the parity of the tokens' sum) leaves nothing but generation and training to time. The two
-run in turn, `--rounds` times over, each in its own process; the table gives each side's median step and the ratio. The
+threads; the trivial reward (the parity of the tokens' sum) leaves nothing but generation and training to time. They run
+in turn, `--rounds` times over, each in its own process; the table gives each side's median step and the ratios. The
 first step of each process is warm-up.
+
+TRL runs twice: tuned (the fastest settings we found for it, see step_trl.py) and as it comes (gradient checkpointing,
+8 sequences a pass, transformers' default experts, the C library's allocator untouched), in float32 as well.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
+AS_IT_COMES = ["--gradient-checkpointing", "--microbatch=8", "--experts=grouped_mm", "--malloc=default"]
+SIDES = ("Lockstep", "TRL, tuned", "TRL, as it comes")
 
 
 def options() -> argparse.Namespace:
@@ -45,12 +50,14 @@ def main() -> None:
         return
     if not chosen.trl_python.exists():
         sys.exit(f"no {chosen.trl_python}: `make benchmark-step` makes TRL's virtual environment first")
-    results: dict[str, list[dict]] = {"Lockstep": [], "TRL": []}
+    results: dict[str, list[dict]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(chosen, folder)
+        trl = trl_command(chosen, folder)
+        commands = (lockstep_command(chosen, folder), trl, [*trl, *AS_IT_COMES])
         for round_ in range(chosen.rounds):
-            for side, command in (("Lockstep", lockstep_command(chosen, folder)), ("TRL", trl_command(chosen, folder))):
+            for side, command in zip(SIDES, commands, strict=True):
                 print(f"round {round_ + 1}/{chosen.rounds}: {side} ...", flush=True)
                 done = subprocess.run(command, env=environment(chosen), capture_output=True, text=True)
                 if done.returncode:
@@ -174,14 +181,16 @@ def report(chosen: argparse.Namespace, results: dict[str, list[dict]]) -> None:
         f"\nGRPO step: {chosen.num_prompts} prompts x {chosen.group_size} completions x {chosen.max_new_tokens} "
         f"new tokens, {chosen.threads} thread(s), median of {chosen.rounds} x {chosen.steps - 1} steps"
     )
-    print(f"{'':10}{'step s':>9}{'generate s':>12}{'train s':>9}{'trained tokens/s':>18}")
+    print(f"{'':18}{'step s':>9}{'generate s':>12}{'train s':>9}{'trained tokens/s':>18}")
     speeds = {}
     for side, found in results.items():
         keys = ("step_s", "generate_s", "train_s", "tokens")
         step_s, generate_s, train_s, tokens = (statistics.median(r[key] for r in found) for key in keys)
         speeds[side] = tokens / step_s
-        print(f"{side:10}{step_s:9.2f}{generate_s:12.2f}{train_s:9.2f}{speeds[side]:18.0f}")
-    print(f"Lockstep / TRL: {speeds['Lockstep'] / speeds['TRL']:.1f}x   (TRL's side: {results['TRL'][0]['versions']})")
+        print(f"{side:18}{step_s:9.2f}{generate_s:12.2f}{train_s:9.2f}{speeds[side]:18.0f}")
+    for side in SIDES[1:]:
+        print(f"Lockstep / {side}: {speeds['Lockstep'] / speeds[side]:.1f}x")
+    print(f"TRL's side: {results[SIDES[1]][0]['versions']}")
 
 
 if __name__ == "__main__":

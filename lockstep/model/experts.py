@@ -8,7 +8,7 @@ registry: GPT-OSS (interleaved gate and up, biases, clamped GLU), Qwen3-MoE (con
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
@@ -33,18 +33,12 @@ def experts_forward(
     )
 
 
-def _by_expert(top_k_index: torch.Tensor, num_experts: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Yield (expert, its tokens, the flat [T * K] places where they chose it), experts and tokens ascending."""
-    top_k = top_k_index.shape[1]
+def _by_expert(top_k_index: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, list[slice]]:
+    """The flat [T * K] places ordered by the expert chosen there (then by token), and each expert's slice of them."""
     flat = top_k_index.reshape(-1)
     order = torch.sort(flat, stable=True).indices
-    counts = torch.bincount(flat, minlength=num_experts).tolist()
-    start = 0
-    for expert, count in enumerate(counts):
-        if count:
-            places = order[start : start + count]
-            yield expert, places // top_k, places
-        start += count
+    stops = torch.bincount(flat, minlength=num_experts).cumsum(0).tolist()
+    return order, [slice(start, stop) for start, stop in pairwise([0, *stops])]
 
 
 def _project(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, transposed: bool) -> torch.Tensor:
@@ -65,9 +59,7 @@ def _decode(module: torch.nn.Module, hidden: torch.Tensor, index: torch.Tensor, 
     padded[slots] = hidden[order // top_k]
     up = _project_all(padded.view(num_experts, width, -1), module, "gate_up_proj")
     down = _project_all(module._apply_gate(up), module, "down_proj")
-    outputs = torch.empty_like(padded[: len(flat)])
-    outputs[order] = down.flatten(0, 1)[slots]
-    return _combine(outputs, weights)
+    return _combine(down.flatten(0, 1)[slots], order, weights)
 
 
 def _project_all(x: torch.Tensor, module: torch.nn.Module, name: str) -> torch.Tensor:
@@ -85,62 +77,70 @@ class Experts(torch.autograd.Function):
     @staticmethod
     def forward(ctx, module, hidden, index, weights, gate_up, gate_up_bias, down, down_bias):
         outputs = hidden.new_empty(index.numel(), hidden.shape[1])
-        for expert, tokens, places in _by_expert(index, gate_up.shape[0]):
-            up = _project(hidden[tokens], gate_up[expert], _row(gate_up_bias, expert), module.is_transposed)
-            outputs[places] = _project(
-                module._apply_gate(up), down[expert], _row(down_bias, expert), module.is_transposed
-            )
+        order, slices = _by_expert(index, gate_up.shape[0])
+        for expert, own in enumerate(slices):
+            x = hidden[order[own] // index.shape[1]]
+            up = _project(x, gate_up[expert], _row(gate_up_bias, expert), module.is_transposed)
+            outputs[own] = _project(module._apply_gate(up), down[expert], _row(down_bias, expert), module.is_transposed)
         ctx.save_for_backward(hidden, index, weights, gate_up, gate_up_bias, down, down_bias)
         ctx.module = module
-        return _combine(outputs, weights)
+        return _combine(outputs, order, weights)
 
     @staticmethod
     def backward(ctx, dout):
         hidden, index, weights, gate_up, gate_up_bias, down, down_bias = ctx.saved_tensors
         module, transposed = ctx.module, ctx.module.is_transposed
-        dhidden = torch.empty(index.numel(), hidden.shape[1], dtype=hidden.dtype, device=hidden.device)
+        dhidden = hidden.new_empty(index.numel(), hidden.shape[1])
         dweights = torch.empty_like(weights).view(-1)
         gradients = [None if p is None else torch.zeros_like(p) for p in (gate_up, gate_up_bias, down, down_bias)]
         dgate_up, dgate_up_bias, ddown, ddown_bias = gradients
         flat_weights = weights.reshape(-1)
-        for expert, tokens, places in _by_expert(index, gate_up.shape[0]):
+        order, slices = _by_expert(index, gate_up.shape[0])
+        for expert, own in enumerate(slices):
+            places = order[own]
+            tokens = places // index.shape[1]
             x, dy = hidden[tokens], dout[tokens]
             up = _project(x, gate_up[expert], _row(gate_up_bias, expert), transposed)
             with torch.enable_grad():
                 up.requires_grad_()
                 gated = module._apply_gate(up)
             inner = gated.detach()
-            y = _project(inner, down[expert], _row(down_bias, expert), transposed)
-            dweights[places] = (y * dy).sum(-1).to(weights.dtype)
-            dy = dy * flat_weights[places, None]
-            dinner = _accumulate(inner, dy, down[expert], ddown[expert], _row(ddown_bias, expert), transposed)
-            (dup,) = torch.autograd.grad(gated, up, dinner)
-            dhidden[places] = _accumulate(
-                x, dup, gate_up[expert], dgate_up[expert], _row(dgate_up_bias, expert), transposed
-            )
-        dhidden = dhidden.view(*index.shape, -1).sum(1)
-        return None, dhidden, None, dweights.view_as(weights), *gradients
+            dinner = _input_gradient(dy, down[expert], transposed)
+            # <dy, inner @ down + bias>, without the product: inner meets down through dinner
+            dweight = (inner * dinner).sum(-1)
+            dweights[places] = (dweight if down_bias is None else dweight + dy @ down_bias[expert]).to(weights.dtype)
+            chosen = flat_weights[places, None].to(dy.dtype)
+            _weight_gradients(inner, dy * chosen, ddown[expert], _row(ddown_bias, expert), transposed)
+            (dup,) = torch.autograd.grad(gated, up, dinner.mul_(chosen))
+            _weight_gradients(x, dup, dgate_up[expert], _row(dgate_up_bias, expert), transposed)
+            dhidden[own] = _input_gradient(dup, gate_up[expert], transposed)
+        return None, _combine(dhidden, order, torch.ones_like(weights)), None, dweights.view_as(weights), *gradients
 
 
 def _row(parameter: torch.Tensor | None, expert: int) -> torch.Tensor | None:
     return None if parameter is None else parameter[expert]
 
 
-def _accumulate(x, dy, weight, dweight, dbias, transposed) -> torch.Tensor:
-    """Write the gradients of one projection into dweight and dbias, and return that of its input."""
+def _input_gradient(dy: torch.Tensor, weight: torch.Tensor, transposed: bool) -> torch.Tensor:
+    return dy @ (weight.T if transposed else weight)
+
+
+def _weight_gradients(x, dy, dweight, dbias, transposed) -> None:
+    """Write the gradients of one expert's projection of x into dweight and dbias."""
     if dbias is not None:
-        dbias.copy_(dy.sum(0))
-    if transposed:
-        torch.mm(x.T, dy, out=dweight)
-        return dy @ weight.T
-    torch.mm(dy.T, x, out=dweight)
-    return dy @ weight
+        torch.sum(dy, 0, out=dbias)
+    torch.mm(*((x.T, dy) if transposed else (dy.T, x)), out=dweight)
 
 
-def _combine(outputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """outputs [T * K, H] weighted by weights [T, K] and summed over K, in a fixed order."""
-    stacked = outputs.view(*weights.shape, -1)
-    return torch.bmm(weights[:, None].to(outputs.dtype), stacked).squeeze(1)
+def _combine(outputs: torch.Tensor, order: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """outputs [T * K, H], ordered by expert, weighted by weights [T, K] and summed over K, in a fixed order."""
+    rows = torch.empty_like(order)
+    rows[order] = torch.arange(len(order), device=order.device)
+    rows, weights = rows.view_as(weights), weights.to(outputs.dtype)
+    total = outputs[rows[:, 0]].mul_(weights[:, :1])
+    for k in range(1, rows.shape[1]):
+        total.addcmul_(outputs[rows[:, k]], weights[:, k : k + 1])
+    return total
 
 
 ALL_EXPERTS_FUNCTIONS.register("lockstep", experts_forward)

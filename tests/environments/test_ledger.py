@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from lockstep.environments.ledger import GAINS, LOSSES, Ledger
+from lockstep.environments.ledger import GAINS, LOSSES, Ledger, draw_problem, problems
 from lockstep.types import Message
 
 SENTENCE = re.compile(r"(?P<who>[A-Z][a-z]+) (?P<verb>[a-z ]+?) (?P<amount>\d+)(?: (?P<thing>[a-z]+))?\.")
@@ -53,6 +53,19 @@ def test_the_tasks_are_as_many_as_asked_for(ledger):
     assert small.tasks("train") == ledger.tasks("train")[:7]
     assert len({opening(task) for task in ledger.tasks("train")}) == ledger.num_train
     assert len({task.id for split in ("train", "heldout") for task in ledger.tasks(split)}) == 8192 + 512
+
+
+def test_no_problem_comes_twice(monkeypatch):
+    pending = []
+
+    def draw_each_twice(random_):
+        if not pending:
+            pending.extend([draw_problem(random_)] * 2)
+        return pending.pop()
+
+    monkeypatch.setattr("lockstep.environments.ledger.draw_problem", draw_each_twice)
+    texts = [problem.text for problem in problems("train", 50, seed=0)]
+    assert len(set(texts)) == len(texts) == 50
 
 
 def test_answers_follow_from_the_texts(ledger):
