@@ -21,6 +21,11 @@ def sampling(seed=0, max_tokens=20, temperature=1.0, stop=()):
     return Sampling(temperature=temperature, max_tokens=max_tokens, stop_token_ids=stop, seed=seed)
 
 
+def run(coroutine):
+    """The coroutine's result, or TimeoutError where somebody waits for ever."""
+    return asyncio.run(asyncio.wait_for(coroutine, 60))
+
+
 def tokens_of(length, seed=0):
     return torch.randint(2, 97, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
@@ -97,7 +102,7 @@ def test_logprobs_of_many_turns_equal_the_trainers(model):
     async def all_of_them():
         return await asyncio.gather(*map(converse, range(7)))
 
-    conversations = asyncio.run(all_of_them())
+    conversations = run(all_of_them())
     assert max(len(c.tokens) for c in conversations) > 270
     assert max(c.error(model) for c in conversations) <= NEAR
 
@@ -111,7 +116,7 @@ def test_greedy_equals_transformers_generate(model, length):
     )
     options = {"do_sample": False, "max_new_tokens": 60, "eos_token_id": None, "pad_token_id": 0}
     expected = reference.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, length), **options)
-    found = asyncio.run(EmbeddedEngine(model).generate(prompt, sampling(max_tokens=60, temperature=0)))
+    found = run(EmbeddedEngine(model).generate(prompt, sampling(max_tokens=60, temperature=0)))
     assert list(found.tokens) == expected[0, length:].tolist()
     assert len(set(found.tokens)) > 5
 
@@ -122,14 +127,14 @@ def test_greedy_equals_transformers_generate(model, length):
 def test_an_action_does_not_depend_on_the_batch(gpt_oss):
     """Each request alone in a fresh engine, then all at once, in another order, in few rows."""
     requests = [(tokens_of(5 + 9 * i, seed=i), sampling(seed=i, max_tokens=8 + 5 * i)) for i in range(7)]
-    alone = [asyncio.run(EmbeddedEngine(gpt_oss).generate(*request)) for request in requests]
+    alone = [run(EmbeddedEngine(gpt_oss).generate(*request)) for request in requests]
 
     async def together():
         engine = EmbeddedEngine(gpt_oss, max_concurrency=3)
         found = await asyncio.gather(*(engine.generate(*request) for request in reversed(requests)))
         return list(reversed(found))
 
-    for one, other in zip(alone, asyncio.run(together()), strict=True):
+    for one, other in zip(alone, run(together()), strict=True):
         assert one.tokens == other.tokens
         assert one.logprobs == pytest.approx(other.logprobs, abs=NEAR)
 
@@ -139,7 +144,7 @@ def test_siblings_of_other_seeds_differ(gpt_oss):
         engine = EmbeddedEngine(gpt_oss)
         return await asyncio.gather(*(engine.generate(tokens_of(9), sampling(seed)) for seed in (1, 2, 3, 1)))
 
-    first, second, third, again = asyncio.run(siblings())
+    first, second, third, again = run(siblings())
     assert len({first.tokens, second.tokens, third.tokens}) == 3
     assert first.tokens == again.tokens
 
@@ -150,7 +155,7 @@ def test_a_prompt_that_many_ask_for_is_prefilled_once(gpt_oss, forwards):
         prompts = [tokens_of(50, seed=1)] * 8 + [tokens_of(30, seed=2)] * 8
         return await asyncio.gather(*(engine.generate(p, sampling(i, 10)) for i, p in enumerate(prompts)))
 
-    asyncio.run(groups())
+    run(groups())
     assert prefills(forwards) == [80]
     assert ticks(forwards) == [16] * 9  # the prefill gave the first of the ten tokens
 
@@ -163,7 +168,7 @@ def test_rows_that_end_make_room_for_requests_that_wait(gpt_oss, forwards):
         requests = (engine.generate(tokens_of(6, seed=i), sampling(i, n)) for i, n in enumerate(lengths))
         return await asyncio.gather(*requests)
 
-    assert [len(c.tokens) for c in asyncio.run(queue())] == lengths
+    assert [len(c.tokens) for c in run(queue())] == lengths
     assert max(ticks(forwards)) == 3
     assert max(prefills(forwards)) == 3 * 6
     assert sum(ticks(forwards)) == sum(lengths) - len(lengths)
@@ -182,7 +187,7 @@ def test_a_turn_feeds_only_what_is_new(gpt_oss, forwards):
         await conversation.act(max_tokens=5)
         return conversation
 
-    conversation = asyncio.run(two_turns())
+    conversation = run(two_turns())
     assert prefills(forwards) == [40]
     assert len(ticks(forwards)) == 4 + (1 + 3) + 4
     assert conversation.error(gpt_oss) <= NEAR
@@ -207,12 +212,12 @@ def test_a_turn_after_others_came_and_went_equals_a_fresh_prefill(gpt_oss, forwa
         await asyncio.gather(*(conversation.act(12) for conversation in reversed(patient)))
         return patient, forwards[before:]
 
-    patient, later = asyncio.run(interrupted())
+    patient, later = run(interrupted())
     assert bool(prefills(later)) == (rows == 4)
     for conversation in patient:
         assert conversation.error(gpt_oss) <= NEAR
         fresh = EmbeddedEngine(gpt_oss)
-        again = asyncio.run(fresh.generate(conversation.tokens[:-12], sampling(conversation.seed * 1000 + 1, 12)))
+        again = run(fresh.generate(conversation.tokens[:-12], sampling(conversation.seed * 1000 + 1, 12)))
         assert list(again.tokens) == conversation.tokens[-12:]
         assert again.logprobs == pytest.approx(conversation.logprobs[-12:], abs=NEAR)
 
@@ -239,7 +244,7 @@ def test_parked_rows_may_be_taken_up_in_any_order(gpt_oss, forwards, order):
             conversations.append(branch)
         return conversations, later
 
-    conversations, later = asyncio.run(one_by_one())
+    conversations, later = run(one_by_one())
     assert later == []
     assert max(conversation.error(gpt_oss) for conversation in conversations) <= NEAR
 
@@ -253,7 +258,7 @@ def test_a_long_new_context_is_prefilled_with_its_history(gpt_oss, forwards):
         await conversation.act(max_tokens=5)
         return conversation, prefills(forwards[before:])
 
-    fed, prefilled = asyncio.run(two_turns(-1)), asyncio.run(two_turns(0))
+    fed, prefilled = run(two_turns(-1)), run(two_turns(0))
     assert (fed[1], prefilled[1]) == ([], [20 + 5 + MAX_FORCED])
     assert max(fed[0].error(gpt_oss), prefilled[0].error(gpt_oss)) <= NEAR
 
@@ -282,7 +287,7 @@ def test_an_action_of_one_token_ends_and_may_be_continued(gpt_oss, neighbours, s
         await asyncio.gather(*busy)
         return conversation
 
-    conversation = asyncio.run(turns())
+    conversation = run(turns())
     assert sum(conversation.mask) == 7
     assert conversation.error(gpt_oss) <= NEAR
 
@@ -290,11 +295,11 @@ def test_an_action_of_one_token_ends_and_may_be_continued(gpt_oss, neighbours, s
 def test_a_stop_token_ends_the_action_and_is_part_of_it(gpt_oss):
     prompt = tokens_of(20)
     engine = EmbeddedEngine(gpt_oss)
-    free = asyncio.run(engine.generate(prompt, sampling(max_tokens=30)))
+    free = run(engine.generate(prompt, sampling(max_tokens=30)))
     assert free.stop_reason == "length"
     stop = free.tokens[11]
     place = free.tokens.index(stop)
-    found = asyncio.run(engine.generate(prompt, sampling(max_tokens=30, stop=(stop,))))
+    found = run(engine.generate(prompt, sampling(max_tokens=30, stop=(stop,))))
     assert found.stop_reason == "stop"
     assert found.tokens == free.tokens[: place + 1]
     assert found.logprobs == pytest.approx(free.logprobs[: place + 1], abs=NEAR)
@@ -329,7 +334,7 @@ def test_nothing_computed_with_old_weights_survives_an_update(gpt_oss):
             assert (await conversation.act()).weights_version == 7
         return parked, ended
 
-    for conversation in asyncio.run(turns()):
+    for conversation in run(turns()):
         assert conversation.error(gpt_oss) <= NEAR
 
 
@@ -345,7 +350,7 @@ def test_an_update_while_generating_is_refused(gpt_oss, when):
         assert (await action).weights_version == 0
         await engine.update_weights(1)
 
-    asyncio.run(update())
+    run(update())
 
 
 # Whoever leaves early, and whatever breaks
@@ -366,7 +371,7 @@ def test_a_cancelled_request_frees_its_row(gpt_oss, forwards):
             with pytest.raises(asyncio.CancelledError):
                 await task
 
-    asyncio.run(impatient())
+    run(impatient())
     assert prefills(forwards) == [10, 12]
     assert len(forwards) < 15
 
@@ -382,7 +387,7 @@ def test_a_cancelled_request_does_not_stand_in_the_way_of_an_update(gpt_oss):
         await engine.update_weights(1)  # at once, with the rows still there
         return await engine.generate(tokens_of(10), sampling(max_tokens=3))
 
-    assert asyncio.run(cancelled()).weights_version == 1
+    assert run(cancelled()).weights_version == 1
 
 
 def test_a_failing_forward_is_an_engine_error_for_all_and_the_engine_goes_on(gpt_oss, monkeypatch):
@@ -408,7 +413,7 @@ def test_a_failing_forward_is_an_engine_error_for_all_and_the_engine_goes_on(gpt
         assert again.tokens == expected.tokens
         assert again.logprobs == pytest.approx(expected.logprobs, abs=NEAR)
 
-    asyncio.run(broken())
+    run(broken())
 
 
 def test_a_closed_engine_lets_nobody_wait(gpt_oss):
@@ -418,29 +423,28 @@ def test_a_closed_engine_lets_nobody_wait(gpt_oss):
         for _ in range(4):
             await asyncio.sleep(0)
         await engine.close()
-        async with asyncio.timeout(5):
-            found = await asyncio.gather(*tasks, return_exceptions=True)
+        found = await asyncio.gather(*tasks, return_exceptions=True)
         assert [type(failure) for failure in found] == [EngineError] * 2
 
-    asyncio.run(closed())
+    run(closed())
 
 
 @pytest.mark.parametrize("length", [32, 33, 100])
 def test_a_prompt_without_room_for_an_action_is_refused_in_one_line(gpt_oss, length):
     engine = EmbeddedEngine(gpt_oss, max_length=32)
     with pytest.raises(PromptTooLongError, match=f"{length} tokens.*max_length=32.*raise engine.max_length") as error:
-        asyncio.run(engine.generate(tokens_of(length), sampling()))
+        run(engine.generate(tokens_of(length), sampling()))
     assert "\n" not in str(error.value)
 
 
 def test_an_action_ends_where_the_history_is_full(gpt_oss):
-    found = asyncio.run(EmbeddedEngine(gpt_oss, max_length=32).generate(tokens_of(25), sampling(max_tokens=20)))
+    found = run(EmbeddedEngine(gpt_oss, max_length=32).generate(tokens_of(25), sampling(max_tokens=20)))
     assert (len(found.tokens), found.stop_reason) == (7, "length")
 
 
 def test_an_empty_prompt_is_refused(gpt_oss):
     with pytest.raises(ValueError, match="empty prompt"):
-        asyncio.run(EmbeddedEngine(gpt_oss).generate([], sampling()))
+        run(EmbeddedEngine(gpt_oss).generate([], sampling()))
 
 
 def test_a_model_with_another_attention_is_refused(gpt_oss_folder):
