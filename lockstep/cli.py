@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -19,10 +20,6 @@ commands:
 RECIPE is a Python file with a module-level `run = Run(...)`, for example recipes/ledger.py.
 `lockstep train RECIPE --help` lists every option of that recipe.
 """
-
-
-class UsageError(ValueError):
-    """A wrong command line: one line, with the fix."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,22 +40,21 @@ def _dispatch(command: str, arguments: list[str]) -> None:
     commands: dict[str, Callable[[list[str]], None]] = {"train": _train, "sft": _sft, "eval": _eval}
     if command not in commands:
         from lockstep.options import nearest
+        from lockstep.types import UserError
 
-        raise UsageError(f"no command {command!r}{nearest(command, commands)}; the commands are {', '.join(commands)}")
+        raise UserError(f"no command {command!r}{nearest(command, commands)}; the commands are {', '.join(commands)}")
     commands[command](arguments)
 
 
 def _guarded(action: Callable[[], None]) -> int:
-    from lockstep.types import InvariantError
+    from lockstep.types import InvariantError, UserError
 
     try:
         action()
     except InvariantError as error:
         print(f"lockstep: invariant broken: {error}", file=sys.stderr)
         return 1
-    except (ValueError, FileNotFoundError) as error:
-        if getattr(error, "__lockstep_bug__", False):
-            raise
+    except UserError as error:
         print(f"lockstep: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -91,6 +87,8 @@ def _eval(arguments: list[str]) -> None:
 
 def run() -> None:
     """The console script's entry."""
+    # Before torch is loaded: threads that spin while they wait cost more than they gain on a machine that is shared.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(main())
 
 

@@ -18,11 +18,12 @@ from lockstep.rollout.harmony import HarmonyOptions
 from lockstep.rollout.trajectory import Rollout
 from lockstep.sft import SFT
 from lockstep.trainer.optimizer import Optimizer
+from lockstep.types import UserError
 
 EnvironmentT = TypeVar("EnvironmentT", bound=Environment)
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration that cannot run. One line: the option, its value, and what fixes it."""
 
 

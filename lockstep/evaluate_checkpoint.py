@@ -27,6 +27,7 @@ from lockstep.rollout.environment import Environment
 from lockstep.rollout.harmony import HarmonyOptions
 from lockstep.rollout.trajectory import Policy, Rollout
 from lockstep.trainer.checkpoint import CONFIG
+from lockstep.types import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,16 +52,21 @@ class Eval:
 
 
 def main(arguments: list[str]) -> None:
-    """Evaluate and print. Raises one-line ValueErrors for a user's mistakes."""
+    """Evaluate and print. Raises UserError for a user's mistakes."""
     positional = [argument for argument in arguments if not argument.startswith("-")]
     if not positional and not {"-h", "--help"} & set(arguments):
         raise ConfigError("which checkpoint? give a folder: lockstep eval runs/ledger/checkpoints/rl-000080")
     settings = parse(Eval, arguments, command="lockstep eval", default=Eval(checkpoint=Path("CHECKPOINT")))
     prepare_cpu(settings.threads)
     known = _known(settings.checkpoint)
-    environment = make_environment(settings, known)
     evaluation = Evaluation(**known.get("evaluation", {}))
-    tasks = environment.tasks("heldout")[: settings.num_tasks or evaluation.num_tasks]
+    try:
+        environment = make_environment(settings, known)
+        tasks = environment.tasks("heldout")[: settings.num_tasks or evaluation.num_tasks]
+    except UserError:
+        raise
+    except (ValueError, OSError) as error:  # what an environment says of its data
+        raise UserError(str(error)) from error
     metrics = asyncio.run(_evaluate(settings, known, environment, tasks, evaluation))
     _print(settings, tasks, metrics)
 

@@ -18,7 +18,7 @@ from lockstep.model.tiny import build_model, build_tokenizer
 from lockstep.rollout.chat import renderer_for
 from lockstep.rollout.renderer import Renderer
 from lockstep.sft import demonstration_samples
-from lockstep.types import Demonstration, Message, Sample, Task, ToolDescription
+from lockstep.types import Demonstration, Message, Sample, Task, ToolDescription, UserError
 
 TOKENIZER_DEMONSTRATIONS = 1500  # the tiny tokenizer learns from so many
 
@@ -37,8 +37,17 @@ class Parts:
 def prepare(run: Run, *, checkpoint: Path | None = None) -> Parts:
     """Check the run and make all its parts but the model; `checkpoint`, when resuming, has the tokenizer.
 
-    Raises ConfigError, or the part's own one-line ValueError, for anything a user can mend. Writes nothing.
+    Raises UserError for anything a user can mend. Writes nothing.
     """
+    try:
+        return _prepare(run, checkpoint)
+    except UserError:
+        raise
+    except (ValueError, OSError) as error:  # what an environment says of its data
+        raise UserError(str(error)) from error
+
+
+def _prepare(run: Run, checkpoint: Path | None) -> Parts:
     check(run)
     environment = run.environment
     demonstrations = environment.demonstrations(run.seed) if run.sft.num_steps else ()

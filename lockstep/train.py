@@ -65,7 +65,7 @@ class Session:
 
 
 def train(run: Run, *, resume: Path | None = None, sft_only: bool = False) -> Path:
-    """Run, or continue, a whole training; returns its directory. Raises one-line ValueErrors for a user's mistakes
+    """Run, or continue, a whole training; returns its directory. Raises UserError for a mistake of the user's
     before anything is written, and InvariantError, with the evidence, when an invariant breaks."""
     prepare_cpu(run.threads)
     checkpoint, progress, remarks = None, Progress(phase="sft", step=0), []

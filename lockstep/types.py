@@ -26,6 +26,10 @@ StopReason = Literal[
 ]
 
 
+class UserError(ValueError):
+    """A user's mistake. The message is one line: what is wrong, the value, and what fixes it."""
+
+
 class InvariantError(RuntimeError):
     """An invariant of docs/concepts.md broke while running. The message carries the evidence; the run stops."""
 

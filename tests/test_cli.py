@@ -66,6 +66,28 @@ def test_a_model_without_a_chat_format(capsys, tmp_path, monkeypatch):
     assert "chat_template" in line
 
 
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [(None, ["train.jsonl", "--environment.data"]), ('{"question": "?"}\n', ["train.jsonl:1", "answer"])],
+)
+def test_data_that_is_missing_or_malformed(rows, words, capsys, tmp_path, monkeypatch):
+    if rows is not None:
+        (tmp_path / "train.jsonl").write_text(rows)
+        (tmp_path / "test.jsonl").write_text(rows)
+    recipe = Path(__file__).parent.parent / "recipes" / "gsm8k.py"
+    line = refused(["train", str(recipe), "--data", str(tmp_path)], capsys, tmp_path, monkeypatch)
+    assert not [word for word in words if word not in line], line
+
+
+def test_a_bug_of_ours_is_no_mistake_of_the_users(monkeypatch):
+    def broken(arguments):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("lockstep.cli._train", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        main(["train"])
+
+
 def test_resume_with_other_options_names_them(capsys, tmp_path, monkeypatch):
     from lockstep.config import as_dict
     from lockstep.observe.recorder import Recorder

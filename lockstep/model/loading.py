@@ -12,11 +12,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 import lockstep.model.attention
 import lockstep.model.experts  # noqa: F401  (both register their implementations)
+from lockstep.types import UserError
 
 transformers.utils.logging.disable_progress_bar()  # one display at a time: the run's own
 
 
-class ModelError(ValueError):
+class ModelError(UserError):
     """The model cannot be loaded or is of a kind Lockstep does not serve. One line, with the fix."""
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from lockstep.observe import trajectories
 from lockstep.observe.trajectories import RecordedTrajectory
-from lockstep.types import Group
+from lockstep.types import Group, UserError
 
 if TYPE_CHECKING:
     from lockstep.observe.tensorboard import EventFile
@@ -161,13 +161,13 @@ def _tag(phase: Phase, key: str) -> str:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The resolved configuration of a run. Raises ValueError, in one line, when the directory is no run of
+    """The resolved configuration of a run. Raises UserError when the directory is no run of
     Lockstep's."""
     path = Path(directory) / CONFIG
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{directory} is no run: {path} cannot be read ({type(error).__name__}); "
             "give a folder that `lockstep train` wrote"
         ) from error

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from lockstep.types import Message, ToolDescription
+from lockstep.types import Message, ToolDescription, UserError
 
 
-class FormatError(ValueError):
+class FormatError(UserError):
     """The model or the messages cannot be rendered: no chat format, a role the format lacks, a missing control
     token."""
 
