@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from transformers import PreTrainedModel
 
 from lockstep.algorithm.algorithm import GRPO
 from lockstep.compute import prepare_cpu
@@ -42,7 +43,7 @@ class Session:
     run: Run
     parts: Parts
     directory: Path
-    model: torch.nn.Module
+    model: PreTrainedModel
     recorder: Recorder
     display: Display
 
@@ -266,7 +267,7 @@ def _record(session: Session, step: int, groups: Sequence[Group], metrics: dict[
 
 def _report(session: Session, trajectories: Sequence[Trajectory]) -> None:
     lines = [line for line in read_metrics(session.directory) if line["phase"] == "eval"]
-    evaluations = [{key: value for key, value in line.items() if key.startswith("eval/")} for line in lines]
+    evaluations = [{key: float(value) for key, value in line.items() if key.startswith("eval/")} for line in lines]
     before = evaluations[0] if len(evaluations) > 1 else None
     print_report(
         Console(),

@@ -54,7 +54,7 @@ def _microbatch(samples: list[Sample]) -> Microbatch:
     mask = np.concatenate([sample.action_mask for sample in samples])
     action_index = np.flatnonzero(mask)
     sample_of_token = np.repeat(np.arange(len(samples)), lengths)
-    routes = [sample.routed_experts for sample in samples]
+    routes = [sample.routed_experts for sample in samples if sample.routed_experts is not None]
     return Microbatch(
         tokens=torch.from_numpy(np.concatenate([sample.tokens for sample in samples])),
         positions=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])),
@@ -64,7 +64,7 @@ def _microbatch(samples: list[Sample]) -> Microbatch:
         engine_logprobs=torch.from_numpy(np.concatenate([sample.engine_logprobs for sample in samples])[action_index]),
         action_sample=torch.from_numpy(sample_of_token[action_index]),
         sample_ids=tuple(sample.trajectory_id for sample in samples),
-        routed_experts=None if any(r is None for r in routes) else torch.from_numpy(np.concatenate(routes)),
+        routed_experts=torch.from_numpy(np.concatenate(routes)) if len(routes) == len(samples) else None,
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedModel
 
 MIN_CAPACITY = 128  # tokens a row holds at first; doubles when needed
 MIN_ROWS = 32
@@ -26,7 +27,7 @@ class CacheShape:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, model: torch.nn.Module) -> CacheShape:
+    def of(cls, model: PreTrainedModel) -> CacheShape:
         config = model.config.get_text_config()
         num_layers = config.num_hidden_layers
         window = getattr(config, "sliding_window", None)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 import lockstep.model.attention  # noqa: F401  (registers the attention that decodes)
 from lockstep.engine.cache import CacheShape, PrefillCapture, SlotCache
@@ -41,7 +42,7 @@ class EmbeddedEngine:
     and action together, at most so many tokens. Runs on the event loop's thread; `update_weights` refuses while
     requests run, because the weights are the trainer's own."""
 
-    def __init__(self, model: torch.nn.Module, *, max_concurrency: int = 256, max_length: int = 4096) -> None:
+    def __init__(self, model: PreTrainedModel, *, max_concurrency: int = 256, max_length: int = 4096) -> None:
         if model.config._attn_implementation != "lockstep":
             raise ValueError(
                 f"attn_implementation={model.config._attn_implementation!r}: load the model with lockstep.model.loading"
@@ -222,7 +223,7 @@ class EmbeddedEngine:
     def _sample(self, hidden: torch.Tensor, requests: Sequence[Request], rows: int | Sequence[int]) -> None:
         """Draw one token for each request from hidden [B, H]; requests that are done are answered and leave their
         row."""
-        tokens, logprobs = sample_tokens(hidden, self.model.get_output_embeddings().weight, requests)
+        tokens, logprobs = sample_tokens(hidden, self.model.get_output_embeddings().weight, requests)  # pyright: ignore[reportOptionalMemberAccess]
         self.num_tokens_sampled += len(tokens)
         for i, (request, token, logprob) in enumerate(zip(list(requests), tokens, logprobs, strict=True)):
             request.tokens.append(token)

@@ -9,6 +9,7 @@ registry: GPT-OSS (interleaved gate and up, biases, clamped GLU), Qwen3-MoE (con
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
@@ -17,7 +18,7 @@ DECODE_ROWS = 2048  # (token, expert) pairs up to which the calls, not the arith
 
 
 def experts_forward(
-    module: torch.nn.Module, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    module: Any, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
     """hidden [T, H]; top_k_index [T, K] of distinct experts a token; top_k_weights [T, K]. Returns [T, H]."""
     if not module.has_gate or module._is_expert_parallel:
@@ -46,7 +47,7 @@ def _project(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, t
     return x @ weight if bias is None else torch.addmm(bias, x, weight)
 
 
-def _decode(module: torch.nn.Module, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def _decode(module: Any, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """All experts in one batched product, each with its own tokens, padded to the busiest expert's. For few tokens, no
     gradient."""
     num_experts, top_k = module.gate_up_proj.shape[0], index.shape[1]
@@ -62,7 +63,7 @@ def _decode(module: torch.nn.Module, hidden: torch.Tensor, index: torch.Tensor, 
     return _combine(down.flatten(0, 1)[slots], order, weights)
 
 
-def _project_all(x: torch.Tensor, module: torch.nn.Module, name: str) -> torch.Tensor:
+def _project_all(x: torch.Tensor, module: Any, name: str) -> torch.Tensor:
     """x [E, N, in] through every expert's projection at once."""
     weight = getattr(module, name)
     weight = weight if module.is_transposed else weight.transpose(1, 2)
@@ -92,8 +93,8 @@ class Experts(torch.autograd.Function):
         module, transposed = ctx.module, ctx.module.is_transposed
         dhidden = hidden.new_empty(index.numel(), hidden.shape[1])
         dweights = torch.empty_like(weights).view(-1)
-        gradients = [None if p is None else torch.zeros_like(p) for p in (gate_up, gate_up_bias, down, down_bias)]
-        dgate_up, dgate_up_bias, ddown, ddown_bias = gradients
+        dgate_up, ddown = torch.zeros_like(gate_up), torch.zeros_like(down)
+        dgate_up_bias, ddown_bias = (None if b is None else torch.zeros_like(b) for b in (gate_up_bias, down_bias))
         flat_weights = weights.reshape(-1)
         order, slices = _by_expert(index, gate_up.shape[0])
         for expert, own in enumerate(slices):
@@ -114,7 +115,9 @@ class Experts(torch.autograd.Function):
             (dup,) = torch.autograd.grad(gated, up, dinner.mul_(chosen))
             _weight_gradients(x, dup, dgate_up[expert], _row(dgate_up_bias, expert), transposed)
             dhidden[own] = _input_gradient(dup, gate_up[expert], transposed)
-        return None, _combine(dhidden, order, torch.ones_like(weights)), None, dweights.view_as(weights), *gradients
+        dhidden = _combine(dhidden, order, torch.ones_like(weights))
+        gradients = (dgate_up, dgate_up_bias, ddown, ddown_bias)
+        return None, dhidden, None, dweights.view_as(weights), *gradients
 
 
 def _row(parameter: torch.Tensor | None, expert: int) -> torch.Tensor | None:

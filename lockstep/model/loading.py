@@ -35,6 +35,8 @@ def load_model(source: str | Path, *, dtype: torch.dtype = torch.float32) -> Pre
         raise ModelError(
             f"model {str(source)!r} cannot be loaded: {_first_line(error)}; give a Hugging Face folder or id"
         ) from error
+    if model.get_output_embeddings() is None:
+        raise ModelError(f"model {str(source)!r} has no language-model head: give a causal language model")
     return model.eval()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GptOssConfig, GptOssForCausalLM, PreTrainedTokenizerFast
+from transformers import GptOssConfig, GptOssForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 CONTROL_TOKENS = (
     "<|startoftext|>",
@@ -87,8 +87,9 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def build_model(sizes: TinyModel, tokenizer: PreTrainedTokenizerFast, seed: int) -> GptOssForCausalLM:
+def build_model(sizes: TinyModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> GptOssForCausalLM:
     """The model with weights drawn from `seed`, without touching the global random state."""
+    ids = tokenizer.get_vocab()
     config = GptOssConfig(
         vocab_size=sizes.vocab_size,
         hidden_size=sizes.hidden_size,
@@ -103,9 +104,9 @@ def build_model(sizes: TinyModel, tokenizer: PreTrainedTokenizerFast, seed: int)
         max_position_embeddings=sizes.max_length,
         initializer_range=sizes.initializer_range,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=[tokenizer.convert_tokens_to_ids(token) for token in ("<|return|>", "<|call|>")],
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=ids["<|startoftext|>"],
+        eos_token_id=[ids["<|return|>"], ids["<|call|>"]],
+        pad_token_id=ids["<|endoftext|>"],
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

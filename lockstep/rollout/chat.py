@@ -62,7 +62,7 @@ class ChatRenderer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, options: ChatOptions | None = None) -> None:
         self._options = options or ChatOptions()
-        self._tokenizer = tokenizer
+        self._tokenizer: Any = tokenizer  # its annotations allow whatever a tokenizer could be configured to return
         self._backend = backend_of(tokenizer)
         template = getattr(tokenizer, "chat_template", None)
         if not template:
@@ -92,7 +92,7 @@ class ChatRenderer:
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
         """The template's end-of-turn token, and the tokenizer's end of text if that is another."""
-        return self._stops
+        return self._stops  # pyright: ignore[reportReturnType]
 
     def start(self, messages: Sequence[Message], tools: Sequence[ToolDescription]) -> tuple[int, ...]:
         """The first prompt. Raises FormatError for messages or tools that the template refuses or does not show."""
@@ -231,7 +231,7 @@ class ChatRenderer:
         if not found:
             raise FormatError("the chat template does not show what the assistant says: use a template that does")
         if match := self._find_special.search(behind):
-            return self._backend.token_to_id(match[0]), behind[: match.end()]
+            return self._backend.token_to_id(match[0]), behind[: match.end()]  # pyright: ignore[reportReturnType]
         if self._tokenizer.eos_token_id is None:
             raise FormatError(
                 "the chat template ends an assistant's turn with no special token, and the tokenizer has no eos token: "

@@ -61,7 +61,7 @@ class TextEncoder:
                 f"the tokenizer's vocabulary has gaps, and token id {clash[0]} would mean two things: "
                 "renumber its vocabulary without gaps, with the added tokens last"
             )
-        return renumbered
+        return renumbered  # pyright: ignore[reportReturnType]
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of the text. Half surrogate pairs, which have no UTF-8, become U+FFFD."""

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -29,7 +29,7 @@ OPTIMIZER = "optimizer.pt"
 class Progress:
     """How far a run is: `step` steps of `phase` ('sft' or 'rl') are done."""
 
-    phase: str
+    phase: Literal["sft", "rl"]
     step: int
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from transformers import PreTrainedModel
 
 from lockstep.model.logprobs import selected_logprobs
 from lockstep.trainer.optimizer import Optimizer
@@ -21,7 +22,7 @@ class Trainer:
     A step is `forward_backward` once for each microbatch, then one `optim_step`.
     """
 
-    def __init__(self, model: torch.nn.Module, optimizer: Optimizer, *, temperature: float = 1.0) -> None:
+    def __init__(self, model: PreTrainedModel, optimizer: Optimizer, *, temperature: float = 1.0) -> None:
         self.model, self.settings, self.temperature = model, optimizer, temperature
         self.optimizer = optimizer.build(model)
         self.sinks = {name: p for name, p in model.named_parameters() if name.endswith(".sinks") and p.requires_grad}
@@ -36,7 +37,7 @@ class Trainer:
             use_cache=False,
         ).last_hidden_state[0]
         before = hidden[microbatch.action_index - 1]  # the position that predicts the token
-        head = self.model.get_output_embeddings().weight
+        head = self.model.get_output_embeddings().weight  # pyright: ignore[reportOptionalMemberAccess]
         return selected_logprobs(before, head, microbatch.tokens[microbatch.action_index], temperature=self.temperature)
 
     def forward_backward(self, microbatch: Microbatch, loss: Loss) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
