@@ -105,8 +105,8 @@ def free_directory(runs: Path, name: str) -> Path:
 def _resumption(run: Run, directory: Path) -> tuple[Path | None, Progress, list[str]]:
     """The checkpoint to go on from and how far it is. Raises ConfigError when the directory is no run, or of another
     one."""
-    old = read_config(directory)
-    changed = differences(old, as_dict(run))
+    places = {"runs": None, "name": None}  # the directory itself says where it is
+    changed = differences(read_config(directory) | places, as_dict(run) | places)
     if changed:
         raise ConfigError(f"resume {directory}: {'; '.join(changed)}; give the options the run was started with")
     found = newest_checkpoint(directory / "checkpoints")
