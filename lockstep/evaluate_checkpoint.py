@@ -118,6 +118,15 @@ def make_environment(settings: Eval, known: Mapping[str, Any]) -> Environment:
         if "data" not in names:
             raise ConfigError(f"--data {settings.data}: {kind.__name__} reads no data folder; leave it out")
         options["data"] = settings.data
+    required = [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in options
+    ]
+    if required:
+        raise ConfigError(
+            f"{kind.__name__} needs {', '.join(required)}; add --data FOLDER, or evaluate a checkpoint of its own"
+        )
     hints = get_type_hints(kind)
     return kind(**{key: Path(value) if hints.get(key) is Path else value for key, value in options.items()})
 

@@ -43,6 +43,7 @@ def refused(arguments, capsys, tmp_path, monkeypatch):
         (["eval", "nowhere", "--environment", "ledgr"], ["no environment 'ledgr'", "did you mean ledger?"]),
         (["eval", "nowhere", "--environment", "ledger"], ["nowhere", "Hugging Face folder or id"]),
         (["eval", "nowhere", "--environment", "ledger", "--data", "x"], ["--data x", "leave it out"]),
+        (["eval", "nowhere", "--environment", "gsm8k"], ["GSM8K needs data", "--data"]),
     ],
 )
 def test_a_mistake_is_one_line_with_the_fix(arguments, words, capsys, tmp_path, monkeypatch):
