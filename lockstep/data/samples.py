@@ -9,8 +9,7 @@ from lockstep.types import InvariantError, Sample, Trajectory, Turn
 
 def to_samples(trajectory: Trajectory, advantage: float) -> list[Sample]:
     """The trajectory's unbroken token histories, every action token with the trajectory's advantage.
-
-    Routes recorded by the engine cover the whole prompt of a turn, so a sample takes its last turn's.
+    Routes that an engine recorded are not carried over yet.
     """
     histories: list[list[Turn]] = []
     for turn in trajectory.turns:

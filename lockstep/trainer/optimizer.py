@@ -26,7 +26,7 @@ class Optimizer:
     decay_share: float = 0.0
     """The last share of all steps over which it falls linearly; 0 never decays."""
     final_share: float = 0.0
-    """What is left of it at the last step, as a share of learning_rate."""
+    """What the decay heads for, as a share of learning_rate: the value one step after the last."""
 
     def learning_rate_at(self, step: int, num_steps: int) -> float:
         """For step 0..num_steps-1."""
