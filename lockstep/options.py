@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib.util
 import io
-import runpy
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import tyro
@@ -61,16 +62,26 @@ def recipe_and_options(command: str, arguments: list[str]) -> tuple[Run, Path | 
 
 def load_recipe(path: Path) -> Mapping[str, Any]:
     """The recipe's names. Raises ConfigError when there is no such file or it has no `run`."""
-    if not path.is_file():
+    if not path.is_file() or path.suffix != ".py":
         others = sorted(path.parent.glob("*.py")) if path.parent.is_dir() else []
         raise ConfigError(
             f"no recipe {path}{nearest(str(path), map(str, others))}; give a Python file with a module-level `run`"
         )
     sys.path.insert(0, str(path.parent.resolve()))  # a recipe may import what lies beside it
-    namespace = runpy.run_path(str(path))
+    namespace = vars(_imported(path))
     if not isinstance(namespace.get("run"), Run):
         raise ConfigError(f"{path} has no module-level `run = Run(...)`; add one")
     return namespace
+
+
+def _imported(path: Path) -> ModuleType:
+    """The recipe as a module that can be found by name: classes it defines are documented options like any others."""
+    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    assert spec is not None and spec.loader is not None  # the file ends in .py and is there
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def _expanded(arguments: list[str], aliases: Mapping[str, str]) -> list[str]:
