@@ -7,13 +7,14 @@ READY := $(VENV)/.ready
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup train test check format benchmark-step clean
+.PHONY: help setup train test check format benchmark-step benchmark-model clean
 
 help:
 	@echo "make train           train a tiny GPT-OSS on Ledger (minutes, on a laptop's CPU)"
 	@echo "make test            run the tests"
 	@echo "make check           lint, formatting and types"
 	@echo "make benchmark-step  a whole GRPO step against TRL's, side by side"
+	@echo "make benchmark-model attention, experts, log-probs and a training step against transformers and TRL"
 	@echo "make clean           remove the virtual environments"
 
 setup: $(READY)
@@ -50,6 +51,9 @@ $(TRL)/.ready: benchmarks/requirements-trl.txt
 
 benchmark-step: setup $(TRL)/.ready
 	$(VENV)/bin/python benchmarks/step.py
+
+benchmark-model: setup $(TRL)/.ready
+	$(VENV)/bin/python benchmarks/model.py
 
 clean:
 	rm -rf $(VENV) $(TRL)

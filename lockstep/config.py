@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from lockstep.algorithm.algorithm import GRPO
+from lockstep.model.precision import Precision
 from lockstep.model.tiny import TinyModel
 from lockstep.rollout.chat import ChatOptions
 from lockstep.rollout.environment import Environment
@@ -60,6 +61,16 @@ class Run(Generic[EnvironmentT]):
     """A Hugging Face causal LM's folder or id; 'tiny' builds the small GPT-OSS described by --tiny.*."""
     tiny: TinyModel = field(default_factory=TinyModel)
     """Sizes of the model that 'tiny' builds."""
+    precision: Precision = field(default_factory=Precision)
+    """What trainer and engine compute in."""
+    replay_routes: bool = True
+    """The engine records which experts each token went to, and training sends it there again; so do later updates on a
+    batch with the routes of the first. Without effect on a dense model."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that are not trained, by shell patterns over their names, e.g. '*.router.*' or '*.sinks'."""
+    gradient_checkpointing: bool = False
+    """Keep one activation a layer and compute the rest again in the backward: slower, and far leaner for long
+    contexts."""
     harmony: HarmonyOptions = field(default_factory=HarmonyOptions)
     """How conversations are rendered for models that speak Harmony."""
     chat: ChatOptions = field(default_factory=ChatOptions)
@@ -108,6 +119,7 @@ def check(run: Run) -> None:
         "checkpoint_every": run.checkpoint_every,
         "keep_checkpoints": run.keep_checkpoints,
         "threads": run.threads,
+        "algorithm.epochs": run.algorithm.epochs,
     }
     for option, value in counts.items():
         if value < 1:
@@ -122,6 +134,8 @@ def check(run: Run) -> None:
         raise ConfigError(
             f"rollout.max_lag={run.rollout.max_lag}: the embedded engine shares the trainer's weights; set it to 0"
         )
+    if run.precision.deterministic and run.threads != 1:
+        raise ConfigError(f"threads={run.threads}: precision.deterministic computes with one; set threads to 1")
     if run.optimizer.learning_rate <= 0:
         raise ConfigError(f"optimizer.learning_rate={run.optimizer.learning_rate}: must be above 0")
     if run.model == "tiny" and run.rollout.max_tokens > run.tiny.max_length:

@@ -20,6 +20,7 @@ from lockstep.config import ConfigError, Evaluation
 from lockstep.engine.embedded import EmbeddedEngine
 from lockstep.evaluate import evaluate_both
 from lockstep.model.loading import load_model, load_tokenizer
+from lockstep.model.precision import Precision
 from lockstep.observe.recorder import Recorder
 from lockstep.options import nearest, parse
 from lockstep.rollout.chat import ChatOptions, renderer_for
@@ -80,10 +81,12 @@ async def _evaluate(
         chat=ChatOptions(**known.get("chat", {})),
     )
     rollout = Rollout(**known.get("rollout", {}))
+    precision = Precision(**known.get("precision", {}))
     engine = EmbeddedEngine(
-        load_model(settings.checkpoint),
+        load_model(settings.checkpoint, dtype=precision.torch_dtype),
         max_concurrency=known.get("engine", {}).get("max_concurrency", 256),
         max_length=rollout.max_tokens,
+        precision=precision,
     )
     policy = Policy(engine=engine, renderer=renderer, settings=rollout, temperature=1.0)
     seed = known.get("seed", 0) if settings.seed is None else settings.seed

@@ -13,6 +13,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lockstep.config import ConfigError, Run, check
+from lockstep.model.freezing import freeze
 from lockstep.model.loading import load_model, load_tokenizer
 from lockstep.model.tiny import build_model, build_tokenizer
 from lockstep.rollout.chat import renderer_for
@@ -84,14 +85,15 @@ def make_model(
 ) -> PreTrainedModel:
     """The model to train: the checkpoint's, the one the user named, or the tiny one, written to directory/initial
     first."""
-    if checkpoint is not None:
-        return load_model(checkpoint)
-    if run.model != "tiny":
-        return load_model(run.model)
-    initial = directory / "initial"
-    tokenizer.save_pretrained(initial)
-    build_model(run.tiny, tokenizer, run.seed).save_pretrained(initial)
-    return load_model(initial)
+    if checkpoint is None and run.model == "tiny":
+        tiny = build_model(run.tiny, tokenizer, run.seed)
+        freeze(tiny, run.freeze)  # what is wrong with the patterns is said before anything is written
+        checkpoint = directory / "initial"
+        tokenizer.save_pretrained(checkpoint)
+        tiny.save_pretrained(checkpoint)
+    model = load_model(checkpoint or run.model, dtype=run.precision.torch_dtype)
+    freeze(model, run.freeze)
+    return model
 
 
 async def _tools(run: Run, task: Task) -> tuple[ToolDescription, ...]:

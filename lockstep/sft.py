@@ -65,12 +65,12 @@ def supervised_steps(
         chosen = shuffled(len(samples), step * settings.batch_size, settings.batch_size, seed=seed)
         batch = pack([samples[i] for i in chosen], max_tokens=microbatch_tokens)
         mean_loss = partial(_loss, denominator=batch.num_action_tokens)
-        loss = sum(trainer.forward_backward(microbatch, mean_loss)[0].item() for microbatch in batch.microbatches)
+        passes = [trainer.forward_backward(microbatch, mean_loss) for microbatch in batch.microbatches]
         learning_rate = settings.optimizer.learning_rate_at(step, settings.num_steps)
         norm = trainer.optim_step(learning_rate)
         seconds = time.perf_counter() - began
         metrics = {
-            "loss": loss,
+            "loss": sum(each.loss.item() for each in passes if each.loss is not None),
             "lr": learning_rate,
             "grad_norm": norm,
             "tokens_per_s/train": batch.num_tokens / seconds,

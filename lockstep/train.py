@@ -7,8 +7,10 @@ resumed from a checkpoint continues as if it had never stopped.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +34,8 @@ from lockstep.rollout.trajectory import Policy
 from lockstep.setup import Parts, make_model, prepare
 from lockstep.sft import supervised_steps
 from lockstep.trainer.checkpoint import Progress, newest_checkpoint, restore_optimizer, save_checkpoint
-from lockstep.trainer.trainer import Trainer
+from lockstep.trainer.optimizer import Optimizer
+from lockstep.trainer.trainer import Pass, Trainer
 from lockstep.types import Batch, Group, InvariantError, Microbatch, Trajectory
 
 
@@ -123,7 +126,7 @@ def _resumption(run: Run, directory: Path) -> tuple[Path | None, Progress, list[
 def _cold_start(session: Session, start_step: int, checkpoint: Path | None) -> None:
     run = session.run
     session.display.phase("cold start", run.sft.num_steps)
-    trainer = Trainer(session.model, run.sft.optimizer)
+    trainer = _trainer(session, run.sft.optimizer, temperature=1.0)
     if checkpoint is not None:
         restore_optimizer(checkpoint, trainer)
 
@@ -132,21 +135,37 @@ def _cold_start(session: Session, start_step: int, checkpoint: Path | None) -> N
         session.display.update(step, metrics)
         session.save(trainer, Progress(phase="sft", step=step))
 
-    supervised_steps(
-        trainer,
-        session.parts.samples,
-        run.sft,
-        seed=run.seed,
-        start_step=start_step,
-        microbatch_tokens=run.microbatch_tokens,
-        after_step=after_step,
+    with closing(trainer):
+        supervised_steps(
+            trainer,
+            session.parts.samples,
+            run.sft,
+            seed=run.seed,
+            start_step=start_step,
+            microbatch_tokens=run.microbatch_tokens,
+            after_step=after_step,
+        )
+
+
+def _trainer(session: Session, optimizer: Optimizer, *, temperature: float) -> Trainer:
+    return Trainer(
+        session.model,
+        optimizer,
+        temperature=temperature,
+        precision=session.run.precision,
+        replay_routes=session.run.replay_routes,
+        gradient_checkpointing=session.run.gradient_checkpointing,
     )
 
 
 def _policy(session: Session) -> Policy:
     run = session.run
     engine = EmbeddedEngine(
-        session.model, max_concurrency=run.engine.max_concurrency, max_length=run.rollout.max_tokens
+        session.model,
+        max_concurrency=run.engine.max_concurrency,
+        max_length=run.rollout.max_tokens,
+        precision=run.precision,
+        record_routes=run.replay_routes,
     )
     return Policy(
         engine=engine, renderer=session.parts.renderer, settings=run.rollout, temperature=run.rollout.temperature
@@ -178,7 +197,7 @@ async def _evaluate_only(session: Session) -> list[Trajectory]:
 async def _reinforce(session: Session, start_step: int, checkpoint: Path | None) -> list[Trajectory]:
     """Steps start_step..num_steps-1; returns the trajectories of the last evaluation."""
     run = session.run
-    trainer = Trainer(session.model, run.optimizer, temperature=run.rollout.temperature)
+    trainer = _trainer(session, run.optimizer, temperature=run.rollout.temperature)
     if checkpoint is not None:
         restore_optimizer(checkpoint, trainer)
     policy = _policy(session)
@@ -208,7 +227,8 @@ async def _reinforce(session: Session, start_step: int, checkpoint: Path | None)
 def update(
     algorithm: GRPO, trainer: Trainer, groups: Sequence[Group], *, learning_rate: float, microbatch_tokens: int
 ) -> dict[str, float]:
-    """One optimiser step on the groups; returns its metrics. Raises InvariantError when nothing is left to train on."""
+    """The groups' optimiser step, or algorithm.epochs of them; returns the metrics. Raises InvariantError when nothing
+    is left to train on."""
     batch = make_batch(algorithm, groups, microbatch_tokens)
     if not batch.num_action_tokens:
         first = next((t.error for g in groups for t in g.trajectories if t.error), "no trajectory has a sampled token")
@@ -216,19 +236,48 @@ def update(
 
     def loss(logprobs: torch.Tensor, microbatch: Microbatch) -> torch.Tensor:
         return algorithm.loss(
-            logprobs, microbatch.engine_logprobs, microbatch.advantages, denominator=batch.num_action_tokens
+            logprobs,
+            microbatch.old_logprobs,
+            microbatch.engine_logprobs,
+            microbatch.advantages,
+            denominator=batch.num_action_tokens,
         )
 
-    results = [trainer.forward_backward(microbatch, loss) for microbatch in batch.microbatches]
-    logprobs, entropies = (torch.cat([result[i] for result in results]) for i in (1, 2))
-    engine_logprobs = torch.cat([m.engine_logprobs for m in batch.microbatches])
     advantages = torch.cat([m.advantages for m in batch.microbatches])
-    metrics = algorithm.metrics(logprobs, engine_logprobs, advantages)
+    passes = [trainer.forward_backward(microbatch, loss) for microbatch in batch.microbatches]
+    metrics = _first_metrics(algorithm, trainer, batch, passes, advantages)
+    metrics |= {"grad_norm": trainer.optim_step(learning_rate), "lr": learning_rate}
+    microbatches = [
+        dataclasses.replace(microbatch, old_logprobs=first.logprobs, routed_experts=first.routes)
+        for microbatch, first in zip(batch.microbatches, passes, strict=True)
+    ]
+    for _ in range(1, algorithm.epochs):
+        passes = [trainer.forward_backward(microbatch, loss) for microbatch in microbatches]
+        metrics["last_epoch/grad_norm"] = trainer.optim_step(learning_rate)
+    if algorithm.epochs > 1:
+        old_logprobs = torch.cat([m.old_logprobs for m in microbatches if m.old_logprobs is not None])
+        metrics |= algorithm.later_metrics(torch.cat([p.logprobs for p in passes]), old_logprobs, advantages)
+    return metrics
+
+
+def _first_metrics(
+    algorithm: GRPO, trainer: Trainer, batch: Batch, passes: Sequence[Pass], advantages: torch.Tensor
+) -> dict[str, float]:
+    """Metrics of a batch's first update. Raises InvariantError when the ratio is not 1, and in deterministic mode when
+    engine and trainer do not agree exactly."""
+    logprobs = torch.cat([each.logprobs for each in passes])
+    metrics = algorithm.metrics(logprobs, torch.cat([m.engine_logprobs for m in batch.microbatches]), advantages)
+    if trainer.precision.deterministic and metrics["mismatch/max_abs"]:
+        raise InvariantError(
+            f"precision.deterministic: engine and trainer differ by up to {metrics['mismatch/max_abs']} in a token's "
+            "log-prob, but must agree exactly; this processor's matrix products depend on the batch: set it to False"
+        )
+    agreements = [each.route_agreement for each in passes if each.route_agreement is not None]
+    if agreements:
+        metrics["routes/agreement"] = sum(agreements) / len(agreements)
     return metrics | {
-        "loss": sum(result[0].item() for result in results),
-        "entropy": entropies.mean().item(),
-        "grad_norm": trainer.optim_step(learning_rate),
-        "lr": learning_rate,
+        "loss": sum(each.loss.item() for each in passes if each.loss is not None),
+        "entropy": torch.cat([each.entropies for each in passes]).mean().item(),
     }
 
 

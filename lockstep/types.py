@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+UNKNOWN_ROUTE = 255  # in routed_experts: this token's route was not recorded, the trainer's router chooses
+
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
 StopReason = Literal[
@@ -84,7 +86,9 @@ class Turn:
     context: tokens new since the last action; the whole prompt when `restarts`.
     action: sampled tokens, exactly as the engine returned them, stop token included.
     engine_logprobs: one per action token, of the distribution that was sampled (temperature included).
-    routed_experts: uint8 [len(context) + len(action), layers, top_k] when the engine recorded routes.
+    routed_experts: uint8 [tokens, layers, top_k] when the engine recorded routes: those of the tokens fed in this turn,
+    in order, which are the last token of the action before (unless the history restarts), the context, and the action
+    but its last token. Over a history they are those of all its tokens but the last.
     restarts: earlier tokens are no prefix of this prompt (history was rewritten); the token history splits here.
     """
 
@@ -95,11 +99,20 @@ class Turn:
     routed_experts: np.ndarray | None = None
     restarts: bool = False
 
+    @property
+    def num_tokens(self) -> int:
+        return len(self.context) + len(self.action)
+
     def __post_init__(self) -> None:
         if len(self.action) != len(self.engine_logprobs):
             raise InvariantError(
                 f"turn has {len(self.action)} action tokens but {len(self.engine_logprobs)} engine log-probs: "
                 "the engine must return exactly one log-prob for each sampled token"
+            )
+        if self.routed_experts is not None and not 0 <= self.num_tokens - len(self.routed_experts) <= 1:
+            raise InvariantError(
+                f"turn has {self.num_tokens} tokens but routes of {len(self.routed_experts)}: one for each is fed, "
+                "or one less where a history begins"
             )
         if not self.context and not self.action:
             raise InvariantError("turn has neither context nor action tokens")
@@ -130,7 +143,7 @@ class Trajectory:
 
     @property
     def num_tokens(self) -> int:
-        return sum(len(turn.context) + len(turn.action) for turn in self.turns)
+        return sum(turn.num_tokens for turn in self.turns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +160,8 @@ class Sample:
 
     tokens int64 [T]; action_mask bool [T] marks sampled (or demonstrated) tokens; engine_logprobs float32 [T], 0 where
     not an action; advantages float32 [T], 0 where not an action (1 everywhere on actions for supervised samples);
-    routed_experts uint8 [T, layers, top_k] or None; weights_version: the oldest that sampled any of its tokens.
+    routed_experts uint8 [T, layers, top_k], 255 where a token's route is not known, or None; weights_version: the
+    oldest that sampled any of its tokens.
     """
 
     trajectory_id: str
@@ -165,8 +179,9 @@ class Microbatch:
 
     tokens, positions int64 [T]; cu_seqlens int32 [S + 1]; action_index int64 [A] points at action tokens (never a
     sequence's first token); advantages, engine_logprobs float32 [A]; action_sample int64 [A] says which sample (0..S-1)
-    an action token belongs to; sample_ids names the samples' trajectories; routed_experts uint8 [T, layers, top_k] or
-    None.
+    an action token belongs to; sample_ids names the samples' trajectories; routed_experts uint8 [T, layers, top_k], the
+    routes to replay, or None; old_logprobs float32 [A] under the weights before this batch's first update, or None in
+    that update itself, where they are the current ones.
     """
 
     tokens: torch.Tensor
@@ -178,6 +193,7 @@ class Microbatch:
     action_sample: torch.Tensor
     sample_ids: tuple[str, ...]
     routed_experts: torch.Tensor | None = None
+    old_logprobs: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

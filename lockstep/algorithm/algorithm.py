@@ -16,7 +16,7 @@ from lockstep.types import InvariantError
 
 @dataclass(frozen=True, kw_only=True)
 class GRPO:
-    """Group relative policy optimisation (arXiv:2402.03300), one update a batch, token-mean."""
+    """Group relative policy optimisation (arXiv:2402.03300), token-mean."""
 
     normalize: bool = True
     """Divide a group's advantages by their standard deviation; False is Dr. GRPO's choice."""
@@ -24,6 +24,9 @@ class GRPO:
     """The ratio's clip below 1. With one update a batch the ratio is exactly 1 and nothing is clipped."""
     clip_high: float = 0.28
     """The ratio's clip above 1 (DAPO's clip-higher)."""
+    epochs: int = 1
+    """Updates on each batch. Old log-probs and expert routes are those of the first update's own pass; the others
+    replay the routes, so that no router's flip looks like a change of the policy."""
     importance_cap: float = 2.0
     """Each token is weighted by the trainer's over the engine's probability, truncated at this; 0 turns correction
     off."""
@@ -34,11 +37,17 @@ class GRPO:
         return group_relative_advantages(values, normalize=self.normalize).tolist()
 
     def loss(
-        self, logprobs: torch.Tensor, engine_logprobs: torch.Tensor, advantages: torch.Tensor, *, denominator: float
+        self,
+        logprobs: torch.Tensor,
+        old_logprobs: torch.Tensor | None,
+        engine_logprobs: torch.Tensor,
+        advantages: torch.Tensor,
+        *,
+        denominator: float,
     ) -> torch.Tensor:
-        """This microbatch's share of the loss. On policy: old log-probs are the current ones, detached, so the ratio is
-        1."""
-        old_logprobs = logprobs.detach()
+        """This microbatch's share of the loss. old_logprobs None: on policy, they are the current ones, detached, and
+        the ratio is 1."""
+        old_logprobs = logprobs.detach() if old_logprobs is None else old_logprobs
         weights = None
         if self.importance_cap:
             weights = truncated_importance_weights(old_logprobs, engine_logprobs, cap=self.importance_cap)
@@ -55,8 +64,8 @@ class GRPO:
     def metrics(
         self, logprobs: torch.Tensor, engine_logprobs: torch.Tensor, advantages: torch.Tensor
     ) -> dict[str, float]:
-        """Of the step's action tokens [A], all detached. Raises InvariantError when the on-policy ratio is not exactly
-        1."""
+        """Of the action tokens [A] of a batch's first update, all detached. Raises InvariantError when the on-policy
+        ratio is not exactly 1."""
         found = ratio_metrics(logprobs, logprobs, advantages, self.clip_low, self.clip_high)
         if not found["ratio/min"] == found["ratio/max"] == 1.0:
             bad = torch.nonzero(~torch.isfinite(logprobs)).flatten()
@@ -69,3 +78,10 @@ class GRPO:
             weights = truncated_importance_weights(logprobs, engine_logprobs, cap=self.importance_cap)
             found["correction/weight_min"], found["correction/weight_max"] = weights.min().item(), weights.max().item()
         return found | mismatch_metrics(logprobs, engine_logprobs)
+
+    def later_metrics(
+        self, logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor
+    ) -> dict[str, float]:
+        """Of the action tokens [A] of a batch's last update, when it is not the first."""
+        found = ratio_metrics(logprobs, old_logprobs, advantages, self.clip_low, self.clip_high)
+        return {f"last_epoch/{name}": value for name, value in found.items()}

@@ -16,10 +16,13 @@ def pack(samples: Sequence[Sample], *, max_tokens: int) -> Batch:
     """Pack samples into as few microbatches of at most `max_tokens` tokens as balance allows.
 
     A sample longer than max_tokens makes a microbatch of its own. The order is a function of the samples alone.
-    Raises InvariantError when a sample's arrays do not align.
+    Raises InvariantError when a sample's arrays do not align, or some samples have routes and others none.
     """
     for sample in samples:
         _check(sample)
+    num_routed = sum(sample.routed_experts is not None for sample in samples)
+    if num_routed not in (0, len(samples)):
+        raise InvariantError(f"{num_routed} of {len(samples)} samples have expert routes: all must, or none")
     microbatches = [
         _microbatch([samples[i] for i in bin_]) for bin_ in _balance([len(s.tokens) for s in samples], max_tokens)
     ]
@@ -64,7 +67,7 @@ def _microbatch(samples: list[Sample]) -> Microbatch:
         engine_logprobs=torch.from_numpy(np.concatenate([sample.engine_logprobs for sample in samples])[action_index]),
         action_sample=torch.from_numpy(sample_of_token[action_index]),
         sample_ids=tuple(sample.trajectory_id for sample in samples),
-        routed_experts=torch.from_numpy(np.concatenate(routes)) if len(routes) == len(samples) else None,
+        routed_experts=torch.from_numpy(np.concatenate(routes)) if routes else None,
     )
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
-from lockstep.types import InvariantError, Sample, Trajectory, Turn
+from lockstep.types import UNKNOWN_ROUTE, InvariantError, Sample, Trajectory, Turn
 
 
 def to_samples(trajectory: Trajectory, advantage: float) -> list[Sample]:
-    """The trajectory's unbroken token histories, every action token with the trajectory's advantage.
-    Routes that an engine recorded are not carried over yet.
-    """
+    """The trajectory's unbroken token histories, every action token with the trajectory's advantage."""
     histories: list[list[Turn]] = []
     for turn in trajectory.turns:
         if turn.restarts or not histories:
@@ -29,9 +29,23 @@ def _flatten(trajectory_id: str, turns: list[Turn], advantage: float) -> Sample:
         raise InvariantError(
             f"trajectory {trajectory_id} begins with a sampled token: its first turn needs context to be conditioned on"
         )
-    return supervised_sample(
-        trajectory_id, tokens, mask, advantage, logprobs, min(turn.weights_version for turn in turns)
-    )
+    version = min(turn.weights_version for turn in turns)
+    sample = supervised_sample(trajectory_id, tokens, mask, advantage, logprobs, version)
+    return dataclasses.replace(sample, routed_experts=_routes(trajectory_id, turns, len(tokens)))
+
+
+def _routes(trajectory_id: str, turns: list[Turn], num_tokens: int) -> np.ndarray | None:
+    """The routes of a history's tokens; unknown for its last one, which no engine was fed."""
+    found = [turn.routed_experts for turn in turns if turn.routed_experts is not None]
+    if not found:
+        return None
+    fed = np.concatenate(found)
+    if len(fed) != num_tokens - 1:
+        raise InvariantError(
+            f"trajectory {trajectory_id}: {len(found)} of {len(turns)} turns have routes, of {len(fed)} tokens in all, "
+            f"but the history feeds {num_tokens - 1}: the engine must record every turn's, or none"
+        )
+    return np.concatenate([fed, np.full((1, *fed.shape[1:]), UNKNOWN_ROUTE, np.uint8)])
 
 
 def supervised_sample(

@@ -1,7 +1,7 @@
 """Keys and values of many sequences, a row each, that a transformers model reads and writes as its `past_key_values`.
 
-A full layer keeps every position; a sliding layer keeps a ring of the last `window` ones. Rows 0..n-1 are the ones that
-decode.
+A full layer keeps every position; a sliding layer keeps a ring of the last `window` ones, or every position too in
+exact mode, where attention goes by absolute positions. Rows 0..n-1 are the ones that decode.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
+
+from lockstep.model.exact import TILE
 
 MIN_CAPACITY = 128  # tokens a row holds at first; doubles when needed
 MIN_ROWS = 32
@@ -71,17 +73,17 @@ class PrefillCapture(NoMask):
 
 class SlotCache(NoMask):
     """The rows' keys and values. `lengths[i]` counts the tokens of row i; a decode step appends one to each row it
-    runs."""
+    runs. exact: column c of every layer is position c, and what is returned is whole tiles of columns."""
 
-    def __init__(self, shape: CacheShape) -> None:
-        self.shape = shape
+    def __init__(self, shape: CacheShape, *, exact: bool = False) -> None:
+        self.shape, self.exact = shape, exact
         self.num_rows, self.capacity = MIN_ROWS, MIN_CAPACITY
         self.lengths = torch.zeros(MIN_ROWS, dtype=torch.int64)
         self.keys = [self._empty(window) for window in shape.windows]
         self.values = [self._empty(window) for window in shape.windows]
 
     def _columns(self, window: int | None) -> int:
-        return self.capacity if window is None else min(self.capacity, window)
+        return self.capacity if window is None or self.exact else min(self.capacity, window)
 
     def _empty(self, window: int | None) -> torch.Tensor:
         shape = (self.num_rows, self.shape.num_kv_heads, self._columns(window), self.shape.head_dim)
@@ -134,7 +136,7 @@ class SlotCache(NoMask):
         lengths = self.lengths[:num_running]
         positions = lengths.clone()
         self._running = num_running
-        self._positions = positions
+        self.positions = positions
         self._width = int(lengths.max()) + 1
         behind = torch.arange(self._width) > lengths[:, None]
         mask = torch.zeros(behind.shape, dtype=self.shape.dtype).masked_fill_(behind, float("-inf"))
@@ -151,7 +153,7 @@ class SlotCache(NoMask):
         """Called by the model's attention with the new token's key and value, [rows, Hkv, 1, D]; returns all of the
         rows'."""
         columns = self._columns(self.shape.windows[layer])
-        width = min(self._width, columns)
+        width = -(-self._width // TILE) * TILE if self.exact else min(self._width, columns)
         for store, new in ((self.keys, key), (self.values, value)):
-            store[layer][self._index, :, self._positions % columns] = new[:, :, 0]
+            store[layer][self._index, :, self.positions % columns] = new[:, :, 0]
         return self.keys[layer][: self._running, :, :width], self.values[layer][: self._running, :, :width]

@@ -3,7 +3,8 @@ program.
 
 Continuous batching: every tick feeds one token to each running row, the one just sampled or the next of a turn's new
 context; rows leave when their action ends and new requests enter. Requests with the same prompt are prefilled once, and
-a request that continues a finished one (the next turn of a trajectory) finds its keys and values still there.
+a request that continues a finished one (the next turn of a trajectory) finds its keys and values still there. A token's
+keys, values and expert routes are those of the pass that fed it, once, whoever reads them later.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-import lockstep.model.attention  # noqa: F401  (registers the attention that decodes)
 from lockstep.engine.cache import CacheShape, PrefillCapture, SlotCache
 from lockstep.engine.engine import Completion, EngineError, PromptTooLongError, Sampling
+from lockstep.model.forward import decoder_hidden, head_logits, token_logprobs
+from lockstep.model.precision import Precision
+from lockstep.model.routing import routers, routing
 
 PREFILL_TOKENS = 8192  # at most so many prompt tokens in one packed forward
 MAX_FORCED = 64  # a longer continuation is prefilled anew rather than fed a token a tick
@@ -27,7 +31,8 @@ MAX_FORCED = 64  # a longer continuation is prefilled anew rather than fed a tok
 
 @dataclass(slots=True)
 class Request:
-    """One action in the making. `pending` holds context tokens that are still to be fed."""
+    """One action in the making. `pending` holds context tokens that are still to be fed; `routes` the experts of those
+    that were, in pieces uint8 [tokens, layers, top_k]."""
 
     prompt: tuple[int, ...]
     sampling: Sampling
@@ -35,28 +40,48 @@ class Request:
     pending: deque[int] = field(default_factory=deque)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    routes: list[np.ndarray] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The tokens that a row holds, and their routes, uint8 [tokens, layers, top_k], where routes are recorded."""
+
+    tokens: tuple[int, ...] = ()
+    routes: np.ndarray | None = None
 
 
 class EmbeddedEngine:
     """See the file's docstring. max_concurrency: rows that decode at once; further requests wait. max_length: prompt
-    and action together, at most so many tokens. Runs on the event loop's thread; `update_weights` refuses while
-    requests run, because the weights are the trainer's own."""
+    and action together, at most so many tokens. precision: the trainer's. record_routes: completions say which experts
+    their tokens went to; without effect on a dense model. Runs on the event loop's thread; `update_weights` refuses
+    while requests run, because the weights are the trainer's own."""
 
-    def __init__(self, model: PreTrainedModel, *, max_concurrency: int = 256, max_length: int = 4096) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        max_concurrency: int = 256,
+        max_length: int = 4096,
+        precision: Precision | None = None,
+        record_routes: bool = False,
+    ) -> None:
         if model.config._attn_implementation != "lockstep":
             raise ValueError(
                 f"attn_implementation={model.config._attn_implementation!r}: load the model with lockstep.model.loading"
             )
         self.model, self.max_concurrency, self.max_length = model, max_concurrency, max_length
+        self.precision = precision or Precision()
         self.num_tokens_sampled = 0
+        self._num_layers = len(routers(model)) if record_routes else 0  # whose routes are recorded
         self._version = 0
-        self._cache = SlotCache(CacheShape.of(model))
+        self._cache = SlotCache(CacheShape.of(model), exact=self.precision.deterministic)
         self._waiting: list[Request] = []
         self._unanswered: set[asyncio.Future[Completion]] = set()
         # Rows of the cache, in order: running ones, then parked ones, whose actions ended and may be continued.
         self._running: list[Request] = []
-        self._parked: list[tuple[int, ...]] = []  # the tokens that each parked row holds
-        self._ended: dict[int, tuple[int, ...]] = {}  # rows among the running whose action the last tick ended
+        self._parked: list[History] = []  # what each parked row holds
+        self._ended: dict[int, History] = {}  # rows among the running whose action the last tick ended
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -107,9 +132,11 @@ class EmbeddedEngine:
                         self._tick()
                 await asyncio.sleep(0)  # whoever was waiting for an ended action may ask for the next one now
         except BaseException as error:
+            failure = EngineError(f"embedded engine failed: {type(error).__name__}: {error}")
+            failure.__cause__ = error
             for future in list(self._unanswered):
                 if not future.done():
-                    future.set_exception(EngineError(f"embedded engine failed: {type(error).__name__}: {error}"))
+                    future.set_exception(failure)
             self._waiting.clear()
             self._forget()
             raise
@@ -136,7 +163,7 @@ class EmbeddedEngine:
         row = _holder(request.prompt, self._ended)
         if row is None:
             return False
-        request.pending.extend(request.prompt[len(self._ended.pop(row)) :])
+        _continue(request, self._ended.pop(row))
         self._running[row] = request
         return True
 
@@ -144,7 +171,7 @@ class EmbeddedEngine:
         place = _holder(request.prompt, dict(enumerate(self._parked)))
         if place is None:
             return False
-        request.pending.extend(request.prompt[len(self._parked[place]) :])
+        _continue(request, self._parked[place])
         boundary = len(self._running)
         self._cache.swap(boundary, boundary + place)
         self._parked[place] = self._parked[0]
@@ -156,7 +183,7 @@ class EmbeddedEngine:
         """Move ended and cancelled rows behind the running ones."""
         for row in range(len(self._running) - 1, -1, -1):
             if row in self._ended or self._running[row].future.cancelled():
-                history = self._ended.pop(row, ())  # a cancelled row is never asked for again
+                history = self._ended.pop(row, History())  # a cancelled row is never asked for again
                 self._cache.swap(row, len(self._running) - 1)
                 self._running[row] = self._running[-1]
                 self._running.pop()
@@ -180,13 +207,9 @@ class EmbeddedEngine:
         tokens = torch.tensor([token for prompt in prompts for token in prompt])
         positions = torch.cat([torch.arange(len(prompt)) for prompt in prompts])
         capture = PrefillCapture()
-        hidden = self._forward(
-            tokens[None],
-            positions[None],
-            capture,
-            cu_seq_lens_q=torch.from_numpy(boundaries),
-            cu_seq_lens_k=torch.from_numpy(boundaries),
-        )[0]
+        layout = {"cu_seq_lens_q": torch.from_numpy(boundaries), "cu_seq_lens_k": torch.from_numpy(boundaries)}
+        hidden, routes = self._forward(tokens[None], positions[None], past_key_values=capture, **layout)
+        hidden = hidden[0]
         first = len(self._running)
         self._make_rows(sum(map(len, fresh.values())), max(map(len, prompts)) + 1)
         requests: list[Request] = []
@@ -195,6 +218,9 @@ class EmbeddedEngine:
             self._cache.write(rows, capture, int(start), int(stop))
             self._running.extend(fresh[prompt])
             requests.extend(fresh[prompt])
+            if routes is not None:
+                for request in fresh[prompt]:
+                    request.routes.append(routes[start:stop])
         counts = torch.tensor([len(fresh[prompt]) for prompt in prompts])
         self._sample(
             torch.repeat_interleave(hidden[torch.from_numpy(boundaries[1:]) - 1], counts, dim=0), requests, first
@@ -206,24 +232,34 @@ class EmbeddedEngine:
         num_rows = len(feed)
         self._cache.reserve(num_rows, int(self._cache.lengths[:num_rows].max()) + 1)
         positions = self._cache.begin(num_rows)
-        hidden = self._forward(torch.tensor(feed)[:, None], positions[:, None], self._cache, decode=self._cache)[:, 0]
+        hidden, routes = self._forward(torch.tensor(feed)[:, None], positions[:, None], decode=self._cache)
+        hidden = hidden[:, 0]
+        if routes is not None:
+            for row, request in enumerate(self._running):
+                request.routes.append(routes[row : row + 1])
         rows = [row for row, request in enumerate(self._running) if not request.pending]
         if len(rows) == num_rows:
             self._sample(hidden, self._running, 0)
         elif rows:
             self._sample(hidden[rows], [self._running[row] for row in rows], rows)
 
-    def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, cache, **layout) -> torch.Tensor:
-        """Hidden states [B, T, H] of the model's decoder."""
-        decoder = self.model.get_decoder()
-        return decoder(
-            input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True, **layout
-        ).last_hidden_state
+    def _forward(
+        self, tokens: torch.Tensor, positions: torch.Tensor, **layout: Any
+    ) -> tuple[torch.Tensor, np.ndarray | None]:
+        """Hidden states [B, T, H] of the decoder, and the routes of the B * T tokens where they are recorded."""
+        if not self._num_layers:
+            return decoder_hidden(self.model, tokens, positions, self.precision, **layout), None
+        with routing(self._num_layers) as routes:
+            hidden = decoder_hidden(self.model, tokens, positions, self.precision, **layout)
+        return hidden, routes.used.numpy()
 
     def _sample(self, hidden: torch.Tensor, requests: Sequence[Request], rows: int | Sequence[int]) -> None:
         """Draw one token for each request from hidden [B, H]; requests that are done are answered and leave their
         row."""
-        tokens, logprobs = sample_tokens(hidden, self.model.get_output_embeddings().weight, requests)  # pyright: ignore[reportOptionalMemberAccess]
+        logits = head_logits(self.model, hidden, self.precision)
+        tokens, logprobs = sample_tokens(logits, requests)
+        if self.precision.deterministic:
+            logprobs = self._exact_logprobs(hidden, tokens, requests)
         self.num_tokens_sampled += len(tokens)
         for i, (request, token, logprob) in enumerate(zip(list(requests), tokens, logprobs, strict=True)):
             request.tokens.append(token)
@@ -234,8 +270,20 @@ class EmbeddedEngine:
                 row = rows + i if isinstance(rows, int) else rows[i]
                 self._finish(row, request, "stop" if stopped else "length")
 
+    def _exact_logprobs(self, hidden: torch.Tensor, tokens: list[int], requests: Sequence[Request]) -> list[float]:
+        """The sampled tokens' log-probs as the trainer computes them."""
+        targets, logprobs = torch.tensor(tokens), [0.0] * len(tokens)
+        for temperature in {request.sampling.temperature for request in requests}:
+            rows = [i for i, request in enumerate(requests) if request.sampling.temperature == temperature]
+            found, _ = token_logprobs(self.model, hidden[rows], targets[rows], temperature or 1.0, self.precision)
+            for row, logprob in zip(rows, found.tolist(), strict=True):
+                logprobs[row] = logprob
+        return logprobs
+
     def _finish(self, row: int, request: Request, stop_reason) -> None:
-        self._ended[row] = request.prompt + tuple(request.tokens[:-1])  # the last token was never fed
+        routes = np.concatenate(request.routes) if request.routes else None
+        fed = request.prompt + tuple(request.tokens[:-1])  # the last token never was
+        self._ended[row] = History(fed, routes)
         if not request.future.cancelled():
             request.future.set_result(
                 Completion(
@@ -243,28 +291,33 @@ class EmbeddedEngine:
                     logprobs=tuple(request.logprobs),
                     weights_version=self._version,
                     stop_reason=stop_reason,
+                    routed_experts=routes,
                 )
             )
 
 
-def _holder(prompt: tuple[int, ...], histories: Mapping[int, tuple[int, ...]]) -> int | None:
+def _continue(request: Request, history: History) -> None:
+    request.pending.extend(request.prompt[len(history.tokens) :])
+    if history.routes is not None:
+        request.routes.append(history.routes)
+
+
+def _holder(prompt: tuple[int, ...], histories: Mapping[int, History]) -> int | None:
     """Which of the histories is the longest that `prompt` continues (by at most MAX_FORCED tokens)."""
-    places = {history: place for place, history in histories.items()}
+    places = {history.tokens: place for place, history in histories.items()}
     for length in sorted({len(history) for history in places}, reverse=True):
         if 0 < length < len(prompt) <= length + MAX_FORCED and (key := prompt[:length]) in places:
             return places[key]
     return None
 
 
-def sample_tokens(
-    hidden: torch.Tensor, head: torch.Tensor, requests: Sequence[Request]
-) -> tuple[list[int], list[float]]:
-    """One token and its log-prob for each row of hidden [B, H], in float32, by inverting the cumulative distribution.
+def sample_tokens(logits: torch.Tensor, requests: Sequence[Request]) -> tuple[list[int], list[float]]:
+    """One token and its log-prob for each row of float32 logits [B, V], by inverting the cumulative distribution.
+    Overwrites the logits.
 
     The uniform number of a draw is a hash of the request's seed and the place of the token in its action, so an action
     does not depend on what else was in the batch.
     """
-    logits = hidden.float() @ head.float().T
     temperatures = torch.tensor([request.sampling.temperature for request in requests])
     greedy = temperatures == 0
     logits /= torch.where(greedy, 1.0, temperatures)[:, None]

@@ -39,7 +39,8 @@ class Completion:
 
     logprobs: log-prob of each token under the distribution it was sampled from (after temperature; at temperature 0 the
     log-prob at temperature 1). stop_reason: 'stop' ended with a stop token, 'length' met max_tokens.
-    routed_experts: uint8 [len(prompt) + len(tokens), layers, top_k] where the engine records routes.
+    routed_experts: uint8 [len(prompt) + len(tokens) - 1, layers, top_k] where the engine records routes: of every token
+    that was fed, in order; the last sampled one never was.
     """
 
     tokens: tuple[int, ...]

@@ -6,12 +6,15 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lockstep.engine.engine import Completion, Engine, EngineError, Sampling
 from lockstep.rollout.environment import Environment, EnvironmentFault, Start, guarded
 from lockstep.rollout.renderer import Renderer
 from lockstep.types import Message, StopReason, Task, Trajectory, Turn
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,14 @@ def seed_of(*parts: object) -> int:
     """A 64-bit seed that is a function of its parts."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
+
+
+def _own_routes(completion: Completion, num_context: int, *, first: bool) -> np.ndarray | None:
+    """The routes of the tokens fed for this action and not for an earlier one; see Turn."""
+    routes = completion.routed_experts
+    if routes is None:
+        return None
+    return routes if first else routes[-(num_context + len(completion.tokens)) :]
 
 
 class Attempt:
@@ -109,7 +120,7 @@ class Attempt:
                     action=completion.tokens,
                     engine_logprobs=completion.logprobs,
                     weights_version=completion.weights_version,
-                    routed_experts=completion.routed_experts,
+                    routed_experts=_own_routes(completion, len(context), first=restarts or not self.turns),
                     restarts=restarts,
                 )
             )

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from lockstep.model.saving import save_model
 from lockstep.trainer.trainer import Trainer
 
 STATE = "state.json"
@@ -50,10 +51,10 @@ def save_checkpoint(
     temporary = directory / f".{target.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    trainer.model.save_pretrained(temporary)
+    save_model(trainer.model, temporary)
     tokenizer.save_pretrained(temporary)
     (temporary / CONFIG).write_text(json.dumps(config, indent=1))
-    torch.save(trainer.optimizer.state_dict(), temporary / OPTIMIZER)
+    torch.save(trainer.state_dict(), temporary / OPTIMIZER)
     written = sorted(path for path in temporary.rglob("*") if path.is_file())
     files = {path.relative_to(temporary).as_posix(): _digest(path) for path in written}
     state = {"phase": progress.phase, "step": progress.step, "files": files}
@@ -79,8 +80,8 @@ def newest_checkpoint(directory: Path) -> tuple[Path, Progress, list[str]] | Non
 
 
 def restore_optimizer(path: Path, trainer: Trainer) -> None:
-    """Load the optimiser's moments; the weights are loaded with the model."""
-    trainer.optimizer.load_state_dict(torch.load(path / OPTIMIZER, weights_only=True))
+    """Load the optimiser's moments and master weights; the model's own weights are loaded with it."""
+    trainer.load_state_dict(torch.load(path / OPTIMIZER, weights_only=True))
 
 
 def find_fault(path: Path) -> str | None:

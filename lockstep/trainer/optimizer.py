@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,8 +36,7 @@ class Optimizer:
         left = min(1.0, (num_steps - step) / decay_steps) if decay_steps else 1.0
         return self.learning_rate * warm * (self.final_share + (1 - self.final_share) * left)
 
-    def build(self, model: torch.nn.Module) -> torch.optim.AdamW:
-        parameters = [p for p in model.parameters() if p.requires_grad]
+    def build(self, parameters: Sequence[torch.nn.Parameter]) -> torch.optim.AdamW:
         groups = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lockstep.model.logprobs import selected_logprobs
+from lockstep.model.forward import decoder_hidden, token_logprobs
+from lockstep.model.precision import Precision
+from lockstep.model.routing import agreement, check_routes, has_mixtures, routers, routing
+from lockstep.trainer.master import MasterWeights
 from lockstep.trainer.optimizer import Optimizer
 from lockstep.types import InvariantError, Microbatch
 
@@ -15,45 +22,120 @@ Loss = Callable[[torch.Tensor, Microbatch], torch.Tensor]
 """(logprobs [A] with gradient, microbatch) -> this microbatch's scalar share of the step's loss."""
 
 
-class Trainer:
-    """model: a causal LM with Lockstep's attention. temperature: the one the engine samples at; log-probs are taken at
-    it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """What one pass over a microbatch found. logprobs, entropies [A]; routes uint8 [T, layers, top_k], the experts
+    every token went to, and route_agreement, the share of replayed choices that the router made too; both None without
+    experts or when they are not recorded, the second also without a replay. loss: None for a pass without one."""
 
-    A step is `forward_backward` once for each microbatch, then one `optim_step`.
+    logprobs: torch.Tensor
+    entropies: torch.Tensor
+    loss: torch.Tensor | None = None
+    routes: torch.Tensor | None = None
+    route_agreement: float | None = None
+
+
+class Trainer:
+    """model: a causal LM as `load_model` gives it, with Lockstep's attention and experts. temperature: the one the
+    engine samples at; log-probs are taken at it. replay_routes: record every pass's routes, and replay those that a
+    microbatch has. gradient_checkpointing: keep one activation a layer for the backward and compute the rest again.
+
+    A step is `forward_backward` once for each microbatch, then one `optim_step`. `close` it before another trainer
+    takes the model.
     """
 
-    def __init__(self, model: PreTrainedModel, optimizer: Optimizer, *, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        optimizer: Optimizer,
+        *,
+        temperature: float = 1.0,
+        precision: Precision | None = None,
+        replay_routes: bool = True,
+        gradient_checkpointing: bool = False,
+    ) -> None:
         self.model, self.settings, self.temperature = model, optimizer, temperature
-        self.optimizer = optimizer.build(model)
-        self.sinks = {name: p for name, p in model.named_parameters() if name.endswith(".sinks") and p.requires_grad}
+        self.precision = precision or Precision()
+        _check_implementations(model)
+        self.routers = routers(model) if replay_routes else []
+        self.masters = MasterWeights(model)
+        self.optimizer = optimizer.build(list(self.masters.parameters.values()))
+        self.sinks = {name: p for name, p in self.masters.parameters.items() if name.endswith(".sinks")}
+        self._checkpointed = _prepare_checkpointing(model) if gradient_checkpointing else []
 
-    def logprobs(self, microbatch: Microbatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probs and entropies [A] of the microbatch's action tokens under the present weights."""
-        hidden = self.model.get_decoder()(
-            input_ids=microbatch.tokens[None],
-            position_ids=microbatch.positions[None],
-            cu_seq_lens_q=microbatch.cu_seqlens,
-            cu_seq_lens_k=microbatch.cu_seqlens,
-            use_cache=False,
-        ).last_hidden_state[0]
+    def close(self) -> None:
+        """Give the model back: gradients stay with its own parameters again."""
+        self.masters.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What an exact resume needs beside the model's weights."""
+        return {"optimizer": self.optimizer.state_dict(), "masters": self.masters.copies()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.masters.restore(state["masters"])
+
+    @torch.no_grad()
+    def logprobs(self, microbatch: Microbatch) -> Pass:
+        """The microbatch's action tokens under the present weights, bit for bit as `forward_backward` sees them."""
+        return self._pass(microbatch, None)
+
+    def forward_backward(self, microbatch: Microbatch, loss: Loss) -> Pass:
+        """Add the microbatch's gradient."""
+        return self._pass(microbatch, loss)
+
+    def _pass(self, microbatch: Microbatch, loss: Loss | None) -> Pass:
+        replay = microbatch.routed_experts if self.routers else None
+        if replay is not None:
+            check_routes(replay, len(microbatch.tokens), self.routers)
+        with routing(len(self.routers), replay) as routes:
+            logprobs, entropies = self._forward(microbatch)
+            value = None
+            if loss is not None:
+                value = loss(logprobs, microbatch)
+                value.backward()  # within `routing`: a checkpoint's recomputation takes the same routes
+        agreed = None
+        if replay is not None:
+            agreed = agreement(replay, routes.live, self.routers[0].num_experts)
+        return Pass(
+            logprobs=logprobs.detach(),
+            entropies=entropies.detach(),
+            loss=None if value is None else value.detach(),
+            routes=routes.used if self.routers else None,
+            route_agreement=agreed,
+        )
+
+    def _forward(self, microbatch: Microbatch) -> tuple[torch.Tensor, torch.Tensor]:
+        with self._checkpointing():
+            hidden = decoder_hidden(
+                self.model,
+                microbatch.tokens[None],
+                microbatch.positions[None],
+                self.precision,
+                cu_seq_lens_q=microbatch.cu_seqlens,
+                cu_seq_lens_k=microbatch.cu_seqlens,
+            )[0]
         before = hidden[microbatch.action_index - 1]  # the position that predicts the token
-        head = self.model.get_output_embeddings().weight  # pyright: ignore[reportOptionalMemberAccess]
-        return selected_logprobs(before, head, microbatch.tokens[microbatch.action_index], temperature=self.temperature)
+        targets = microbatch.tokens[microbatch.action_index]
+        return token_logprobs(self.model, before, targets, self.temperature, self.precision)
 
-    def forward_backward(self, microbatch: Microbatch, loss: Loss) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Add the microbatch's gradient. Returns (loss, logprobs [A], entropies [A]), detached."""
-        logprobs, entropies = self.logprobs(microbatch)
-        value = loss(logprobs, microbatch)
-        value.backward()
-        return value.detach(), logprobs.detach(), entropies.detach()
+    @contextmanager
+    def _checkpointing(self) -> Iterator[None]:
+        """transformers checkpoints layers in training mode only; their submodules stay in evaluation mode."""
+        for layer in self._checkpointed:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer in self._checkpointed:
+                layer.training = False
 
     def optim_step(self, learning_rate: float) -> float:
         """Clip, update, clear the gradients; returns the gradient's norm before clipping.
 
         Raises InvariantError for a gradient that is not finite, and for an attention sink without one.
         """
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip).item()
+        norm = torch.nn.utils.clip_grad_norm_(self.masters.parameters.values(), self.settings.gradient_clip).item()
         if not norm < float("inf"):
             raise InvariantError(
                 f"gradient norm is {norm}: nothing was updated; lower optimizer.learning_rate or look at the loss"
@@ -65,4 +147,21 @@ class Trainer:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.masters.publish()
         return norm
+
+
+def _check_implementations(model: PreTrainedModel) -> None:
+    """Other implementations lose the sinks' gradient, leak across a pack, or run every expert on every token."""
+    attention = model.config._attn_implementation
+    experts = getattr(model.config, "_experts_implementation", None)
+    if attention != "lockstep" or (has_mixtures(model) and experts != "lockstep"):
+        raise ValueError(
+            f"attn_implementation={attention!r}, experts_implementation={experts!r}: a model is trained with "
+            "'lockstep' for both; load it with lockstep.model.loading.load_model"
+        )
+
+
+def _prepare_checkpointing(model: PreTrainedModel) -> list[torch.nn.Module]:
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

@@ -77,12 +77,31 @@ def test_the_loss_of_a_batch_golden():
     """Trainer 0.5, 0.4, 0.3 over engine 0.5, 0.2, 0.1: weights 1, 2, 2 (3 is cut); 4 tokens in all."""
     logprobs = torch.tensor([0.5, 0.4, 0.3]).double().log().requires_grad_()
     engine = torch.tensor([0.5, 0.2, 0.1]).double().log()
-    loss = GRPO().loss(logprobs, engine, torch.tensor([1.0, -1.0, 2.0]).double(), denominator=4)
+    loss = GRPO().loss(logprobs, None, engine, torch.tensor([1.0, -1.0, 2.0]).double(), denominator=4)
     loss.backward()
     assert loss.item() == pytest.approx(-(1 - 2 + 4) / 4, abs=1e-14)
     assert logprobs.grad.tolist() == pytest.approx([-0.25, 0.5, -1.0], abs=1e-14)
-    uncorrected = GRPO(importance_cap=0).loss(logprobs, engine, torch.tensor([1.0, -1.0, 2.0]).double(), denominator=4)
+    advantages = torch.tensor([1.0, -1.0, 2.0]).double()
+    uncorrected = GRPO(importance_cap=0).loss(logprobs, None, engine, advantages, denominator=4)
     assert uncorrected.item() == pytest.approx(-0.5, abs=1e-14)
+
+
+def test_the_loss_of_a_later_update_golden():
+    """Old 0.4, 0.5, 0.2 under new 0.5, 0.4, 0.3: ratios 1.25, 0.8, 1.5; A = 1, -1, 2. The last is clipped to 1.28; the
+    correction weighs old against engine, 0.8 and 2.5 (cut at 2) and 2."""
+    logprobs = torch.tensor([0.5, 0.4, 0.3]).double().log().requires_grad_()
+    old, engine = (torch.tensor(p).double().log() for p in ([0.4, 0.5, 0.2], [0.5, 0.2, 0.1]))
+    loss = GRPO().loss(logprobs, old, engine, torch.tensor([1.0, -1.0, 2.0]).double(), denominator=4)
+    loss.backward()
+    assert loss.item() == pytest.approx(-(0.8 * 1.25 - 2 * 0.8 + 2 * 2 * 1.28) / 4, abs=1e-7)
+    assert logprobs.grad.tolist() == pytest.approx([-0.25, 0.4, 0.0], abs=1e-7)
+
+
+def test_metrics_of_the_last_epoch():
+    found = GRPO().later_metrics(torch.tensor([0.5, 0.4]).log(), torch.tensor([0.4, 0.5]).log(), torch.tensor([1, -1]))
+    assert found == pytest.approx(
+        {"last_epoch/ratio/min": 0.8, "last_epoch/ratio/max": 1.25, "last_epoch/clip_fraction": 0.0}
+    )
 
 
 def test_metrics_on_policy():

@@ -88,12 +88,15 @@ def test_golden_packing():
     assert [m.sample_ids for m in tight] == [("s9",), ("s7", "s1"), ("s3", "s4")]
 
 
-def test_routes_are_left_out_unless_every_sample_has_them():
+def test_all_samples_have_routes_or_none():
     with_routes = supervised_sample("a", [1, 2], [False, True])
     with_routes = dataclasses.replace(with_routes, routed_experts=np.zeros((2, 1, 1), np.uint8))
     (both,) = pack([with_routes, with_routes], max_tokens=9).microbatches
     assert both.routed_experts.shape == (4, 1, 1)
-    assert pack([supervised_sample("b", [1], [False])], max_tokens=9).microbatches[0].routed_experts is None
+    without = supervised_sample("b", [1], [False])
+    assert pack([without], max_tokens=9).microbatches[0].routed_experts is None
+    with pytest.raises(InvariantError, match="1 of 2 samples have expert routes"):
+        pack([with_routes, without], max_tokens=9)
 
 
 @pytest.mark.parametrize(
@@ -122,9 +125,9 @@ def policy_gradient(model, samples, max_tokens):
     trainer, algorithm = Trainer(model, Optimizer()), GRPO()
 
     def loss(logprobs, m):
-        return algorithm.loss(logprobs, m.engine_logprobs, m.advantages, denominator=batch.num_action_tokens)
+        return algorithm.loss(logprobs, None, m.engine_logprobs, m.advantages, denominator=batch.num_action_tokens)
 
-    total = sum(trainer.forward_backward(m, loss)[0].item() for m in batch.microbatches)
+    total = sum(trainer.forward_backward(m, loss).loss.item() for m in batch.microbatches)
     grads = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     return total, grads, len(batch.microbatches)

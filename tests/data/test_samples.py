@@ -1,12 +1,14 @@
 """Trajectories to samples: nothing is added, dropped or re-ordered; a rewritten history begins a new sample."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lockstep.data.samples import supervised_sample, to_samples
-from lockstep.types import InvariantError, Task, Trajectory, Turn
+from lockstep.types import UNKNOWN_ROUTE, InvariantError, Task, Trajectory, Turn
 
 TASK = Task(id="t", messages=())
 
@@ -104,3 +106,36 @@ def test_a_turn_whose_log_probs_do_not_align_is_refused():
         Turn(context=(1,), action=(2, 3), engine_logprobs=(-1.0,), weights_version=0)
     with pytest.raises(InvariantError, match="neither context nor action"):
         Turn(context=(), action=(), engine_logprobs=(), weights_version=0)
+
+
+def routed(context, action, first, restarts=False):
+    """A turn whose routes say which token was fed: expert = the token. first: a history begins here."""
+    fed = [*context, *action[:-1]] if first is None else [first, *context, *action[:-1]]
+    routes = np.array(fed, np.uint8)[:, None, None]
+    return dataclasses.replace(turn(context, action, restarts=restarts), routed_experts=routes)
+
+
+def test_routes_stay_with_their_tokens():
+    """An action's last token is fed with the next turn; the history's last never is."""
+    one, two = to_samples(
+        trajectory(
+            routed([1, 2], [3, 4], None),
+            routed([5], [6], 4),
+            routed([1, 9], [7], None, restarts=True),
+            routed([], [8], 7),
+        ),
+        1.0,
+    )
+    assert one.routed_experts[:, 0, 0].tolist() == [1, 2, 3, 4, 5, UNKNOWN_ROUTE]
+    assert two.routed_experts[:, 0, 0].tolist() == [1, 9, 7, UNKNOWN_ROUTE]
+
+
+def test_routes_that_are_missing_in_some_turn_are_refused():
+    with pytest.raises(InvariantError, match="1 of 2 turns have routes, of 2 tokens in all, but the history feeds 4"):
+        to_samples(trajectory(routed([1, 2], [3], None), turn([5], [6])), 1.0)
+
+
+@pytest.mark.parametrize("num_routes", [0, 2, 6])
+def test_a_turn_has_a_route_for_each_token_it_feeds(num_routes):
+    with pytest.raises(InvariantError, match=f"turn has 4 tokens but routes of {num_routes}"):
+        dataclasses.replace(turn([1, 2], [3, 4]), routed_experts=np.zeros((num_routes, 1, 1), np.uint8))

@@ -33,7 +33,7 @@ def tokens_of(length, seed=0):
 def trainer_logprobs(model, tokens, mask, temperature=1.0):
     """What the trainer says of the masked tokens under the present weights."""
     (microbatch,) = pack([supervised_sample("s", tokens, mask)], max_tokens=10**6).microbatches
-    return Trainer(model, Optimizer(), temperature=temperature).logprobs(microbatch)[0].tolist()
+    return Trainer(model, Optimizer(), temperature=temperature).logprobs(microbatch).logprobs.tolist()
 
 
 class Conversation:

@@ -1,10 +1,77 @@
-"""One token a row against a cache of keys and values equals the whole sequence, whatever the cache went through."""
+"""Attention against a cache equals its definition; one token a row, the whole sequence, whatever the cache went
+through."""
 
 import pytest
 import torch
 
 from lockstep.engine.cache import CacheShape, PrefillCapture, SlotCache
 from lockstep.model.decode import decode_attention
+
+
+def definition(query, keys, values, sinks, seen, scale):
+    """[B, Q, H, D] of query [B, H, Q, D] by a softmax over the seen keys and the sink; seen [B, H, Q, C] bool."""
+    group = query.shape[1] // keys.shape[1]
+    keys, values = (x.repeat_interleave(group, 1) for x in (keys, values))
+    weights = torch.exp(query @ keys.transpose(2, 3) * scale) * seen
+    total = weights.sum(-1, keepdim=True)
+    total = total + torch.exp(sinks)[:, None, None] if sinks is not None else total
+    return (weights @ values / total.clamp(min=1e-300)).transpose(1, 2)
+
+
+def several_queries(heads=(8, 2), dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(3, heads[0], 5, 16, generator=generator).to(dtype)
+    keys, values = torch.randn(2, 3, heads[1], 20, 16, generator=generator).to(dtype)
+    seen = torch.rand(3, 1, 5, 20, generator=generator) < 0.4
+    return query, keys, values, torch.linspace(-8, 8, heads[0]).to(dtype), seen
+
+
+@pytest.mark.parametrize("heads", [(8, 2), (64, 8), (3, 3)])
+@pytest.mark.parametrize("with_sinks", [True, False])
+@pytest.mark.parametrize("form", ["boolean", "additive", "a head its own"])
+def test_several_queries_equal_their_definition(heads, with_sinks, form):
+    query, keys, values, sinks, seen = several_queries(heads)
+    sinks = sinks if with_sinks else None
+    seen = seen | (torch.arange(20) == 3)  # an additive mask cannot say "nothing"
+    if form == "a head its own":
+        seen = seen ^ (torch.arange(20) == torch.arange(heads[0])[:, None, None] % 3)
+    mask = torch.zeros(seen.shape).double().masked_fill_(~seen, float("-inf")) if form == "additive" else seen
+    out = decode_attention(query, keys, values, sinks, mask, 0.25)
+    assert out.shape == (3, 5, heads[0], 16)
+    assert (out - definition(query, keys, values, sinks, seen, 0.25)).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("with_sinks", [True, False])
+def test_a_query_that_sees_nothing_is_zero_and_so_is_its_gradient(with_sinks):
+    """The padding at the left of a prompt that is prefilled in parts: NaN there would reach every later layer."""
+    query, keys, values, sinks, seen = several_queries()
+    seen[1, :, :3] = False
+    leaves = [x.requires_grad_() for x in (query, keys, values, sinks)]
+    out = decode_attention(*leaves[:3], sinks if with_sinks else None, seen, 0.25)
+    assert not out[1, :3].any() and out[1, 3:].all()
+    dq, dk, dv = torch.autograd.grad(out.square().sum(), (query, keys, values))
+    assert not dq[1, :, :3].any()
+    assert all(grad.isfinite().all() for grad in (dq, dk, dv))
+
+
+def test_gradients_of_several_queries_are_those_of_the_definition():
+    query, keys, values, sinks, seen = several_queries()
+    seen = seen | (torch.arange(20) == 3)
+    leaves = [x.requires_grad_() for x in (query, keys, values, sinks)]
+    dout = torch.randn(3, 5, 8, 16, generator=torch.Generator().manual_seed(1)).double()
+    ours = torch.autograd.grad(decode_attention(*leaves, seen, 0.25), leaves, dout)
+    theirs = torch.autograd.grad(definition(*leaves, seen, 0.25), leaves, dout)
+    assert max((a - b).abs().max().item() for a, b in zip(ours, theirs, strict=True)) <= 1e-12
+
+
+def test_scores_in_bfloat16_are_scaled_and_compared_in_float32():
+    """Scores of 40 and 39, scaled by 0.3: in bfloat16, 11.7 is 11.6875, and the answer 20 instead of 19."""
+    query = torch.ones(1, 1, 1, 16, dtype=torch.bfloat16)
+    keys = torch.tensor([2.5, 2.4375], dtype=torch.bfloat16).view(1, 1, 2, 1).expand(-1, -1, -1, 16)
+    values = torch.tensor([128.0, -128.0], dtype=torch.bfloat16).view(1, 1, 2, 1).expand(-1, -1, -1, 16)
+    out = decode_attention(query, keys, values, None, torch.ones(1, 1, 1, 2, dtype=torch.bool), 0.3)
+    assert out.dtype == torch.bfloat16
+    assert (out - 128 * torch.tanh(torch.tensor(0.15))).abs().max() <= 0.2
 
 
 @pytest.mark.parametrize("heads", [(8, 2), (64, 8), (3, 3)])

@@ -91,7 +91,7 @@ def test_every_sink_of_every_head_gets_a_gradient_from_the_policy_loss(gpt_oss):
     trainer = Trainer(gpt_oss, Optimizer())
 
     def loss(logprobs, microbatch):
-        return GRPO(importance_cap=0).loss(logprobs, logprobs.detach(), microbatch.advantages, denominator=88)
+        return GRPO(importance_cap=0).loss(logprobs, None, logprobs.detach(), microbatch.advantages, denominator=88)
 
     trainer.forward_backward(microbatch, loss)
     grads = {name: p.grad for name, p in gpt_oss.named_parameters() if name.endswith(".sinks")}

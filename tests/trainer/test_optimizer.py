@@ -34,10 +34,7 @@ def test_warm_up_and_decay_multiply():
 
 def test_only_matrices_decay():
     model = torch.nn.Linear(3, 2)
-    frozen = torch.nn.Linear(3, 2).requires_grad_(False)
-    optimizer = Optimizer(learning_rate=0.5, weight_decay=0.1, beta1=0.7, beta2=0.9).build(
-        torch.nn.ModuleList([model, frozen])
-    )
+    optimizer = Optimizer(learning_rate=0.5, weight_decay=0.1, beta1=0.7, beta2=0.9).build(list(model.parameters()))
     matrices, vectors = optimizer.param_groups
     assert [p is model.weight for p in matrices["params"]] == [True]
     assert [p is model.bias for p in vectors["params"]] == [True]
@@ -50,7 +47,7 @@ def test_a_step_golden():
     model = torch.nn.Linear(1, 1)
     torch.nn.init.constant_(model.weight, 2.0)
     torch.nn.init.constant_(model.bias, 2.0)
-    optimizer = Optimizer(learning_rate=0.5, weight_decay=0.1).build(model)
+    optimizer = Optimizer(learning_rate=0.5, weight_decay=0.1).build(list(model.parameters()))
     model.weight.grad, model.bias.grad = torch.tensor([[3.0]]), torch.tensor([-7.0])
     optimizer.step()
     assert model.weight.item() == pytest.approx(2.0 * (1 - 0.05) - 0.5, abs=1e-6)

@@ -1,14 +1,24 @@
 """One trainer, one process: log-probs, accumulated gradients, and the invariants that stop an update."""
 
+import asyncio
+import copy
+import dataclasses
+
 import pytest
 import torch
 
 from lockstep.algorithm.losses import supervised_loss
 from lockstep.data.packing import pack
 from lockstep.data.samples import supervised_sample
+from lockstep.engine.embedded import EmbeddedEngine
+from lockstep.engine.engine import Sampling
+from lockstep.model.loading import load_model
+from lockstep.model.precision import Precision
 from lockstep.trainer.optimizer import Optimizer
 from lockstep.trainer.trainer import Trainer
 from lockstep.types import InvariantError
+
+BF16 = Precision(dtype="bfloat16")
 
 
 def microbatch(lengths=(30, 20)):
@@ -35,23 +45,21 @@ def weights(model):
 def test_logprobs_are_those_of_the_tokens_given_what_precedes_them(model, eager, temperature):
     """Against log_softmax of transformers' eager logits, sequence by sequence."""
     batch = microbatch()
-    logprobs, entropies = Trainer(model, Optimizer(), temperature=temperature).logprobs(batch)
+    found = Trainer(model, Optimizer(), temperature=temperature).logprobs(batch)
     expected, expected_entropies = [], []
     for tokens in batch.tokens.split([30, 20]):
         logp = (eager(tokens[None]).logits[0] / temperature).log_softmax(-1)
         actions = torch.tensor([i for i in range(len(tokens)) if i % 3 > 0])
         expected.append(logp[actions - 1, tokens[actions]])
         expected_entropies.append(-(logp.exp() * logp).sum(-1)[actions - 1])
-    assert (logprobs - torch.cat(expected)).abs().max() <= 1e-5
-    assert (entropies - torch.cat(expected_entropies)).abs().max() <= 1e-5
+    assert (found.logprobs - torch.cat(expected)).abs().max() <= 1e-5
+    assert (found.entropies - torch.cat(expected_entropies)).abs().max() <= 1e-5
 
 
 def test_a_step_updates_every_parameter_and_clears_the_gradients(gpt_oss):
     trainer, before = Trainer(gpt_oss, Optimizer()), weights(gpt_oss)
-    value, logprobs, entropies = trainer.forward_backward(microbatch(), likelihood)
-    assert not value.requires_grad
-    assert not logprobs.requires_grad
-    assert not entropies.requires_grad
+    found = trainer.forward_backward(microbatch(), likelihood)
+    assert not any(x.requires_grad for x in (found.loss, found.logprobs, found.entropies))
     norm = trainer.optim_step(1e-2)
     assert norm > 0
     assert all(group["lr"] == 1e-2 for group in trainer.optimizer.param_groups)
@@ -118,3 +126,162 @@ def test_a_loss_without_signal_is_no_fault(gpt_oss):
     trainer = Trainer(gpt_oss, Optimizer())
     trainer.forward_backward(microbatch(), lambda *arguments: 0 * likelihood(*arguments))
     assert trainer.optim_step(1e-2) == 0
+
+
+# Two passes over one batch
+
+
+def test_a_pass_without_gradient_has_the_bits_of_one_with(model):
+    """So that the ratio of the first of several updates is exactly 1; few tokens too, as an engine decodes."""
+    trainer = Trainer(model, Optimizer())
+    for lengths in ((30, 20), (3,), (300, 200, 70)):
+        assert torch.equal(
+            trainer.logprobs(microbatch(lengths)).logprobs,
+            trainer.forward_backward(microbatch(lengths), likelihood).logprobs,
+        )
+
+
+def test_after_an_update_the_routes_of_the_first_pass_are_replayed(model):
+    trainer = Trainer(model, Optimizer())
+    first = trainer.forward_backward(microbatch(), likelihood)
+    trainer.optim_step(1e-2)
+    again = dataclasses.replace(microbatch(), routed_experts=first.routes, old_logprobs=first.logprobs)
+    second, live = trainer.forward_backward(again, likelihood), trainer.logprobs(microbatch())
+    assert torch.equal(second.routes, first.routes)
+    assert not torch.equal(live.routes, first.routes)
+    assert second.route_agreement < 1
+
+
+# Memory and precision
+
+
+def gradients(model):
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("replay", [False, True])
+def test_gradient_checkpointing_changes_no_bit(model, replay):
+    plain = Trainer(model, Optimizer())
+    batch = microbatch((40, 61))
+    if replay:
+        batch = dataclasses.replace(batch, routed_experts=plain.logprobs(batch).routes)
+    expected, expected_gradients = plain.forward_backward(batch, likelihood), gradients(model)
+    model.zero_grad()
+    found = Trainer(model, Optimizer(), gradient_checkpointing=True).forward_backward(batch, likelihood)
+    assert torch.equal(found.logprobs, expected.logprobs)
+    assert torch.equal(found.routes, expected.routes)
+    assert all(torch.equal(gradient, expected_gradients[name]) for name, gradient in gradients(model).items())
+
+
+def test_gradient_checkpointing_recomputes_and_keeps_less(model):
+    """Every layer runs twice, and what the graph saves shrinks."""
+    calls, saved = [], {}
+    for layer in model.model.layers:
+        layer.input_layernorm.register_forward_hook(lambda *arguments: calls.append(1))
+    for checkpointing in (False, True):
+        calls.clear()
+        sizes = []
+        trainer = Trainer(model, Optimizer(), gradient_checkpointing=checkpointing)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=sizes: kept.append(x.numel()) or x, lambda x: x):
+            logprobs, _ = trainer._forward(microbatch((200,)))
+        logprobs.sum().backward()
+        saved[checkpointing] = sum(sizes)
+        assert len(calls) == len(model.model.layers) * (1 + checkpointing)
+    assert saved[True] < 0.5 * saved[False]
+
+
+def test_an_engine_still_decodes_with_the_cache_while_checkpointing_is_on(gpt_oss):
+    """transformers drops the cache in training mode: layers are in it during the trainer's own pass alone."""
+    trainer = Trainer(gpt_oss, Optimizer(), gradient_checkpointing=True)
+    trainer.forward_backward(microbatch(), likelihood)
+    settings = Sampling(temperature=0.0, max_tokens=12, stop_token_ids=(), seed=0)
+    found = asyncio.run(EmbeddedEngine(gpt_oss).generate([3, 4, 5], settings))
+    expected = asyncio.run(EmbeddedEngine(gpt_oss, max_concurrency=1).generate([3, 4, 5], settings))
+    assert found.tokens == expected.tokens
+    tokens = [3, 4, 5, *found.tokens]
+    (batch,) = pack([supervised_sample("s", tokens, [False] * 3 + [True] * 12)], max_tokens=99).microbatches
+    assert torch.allclose(trainer.logprobs(batch).logprobs, torch.tensor(found.logprobs), atol=1e-5)
+
+
+@pytest.mark.parametrize(("attention", "experts"), [("eager", "lockstep"), ("lockstep", "grouped_mm")])
+def test_a_model_with_other_implementations_is_refused(gpt_oss, attention, experts):
+    gpt_oss.set_attn_implementation(attention)
+    gpt_oss.set_experts_implementation(experts)
+    with pytest.raises(ValueError, match=f"attn_implementation='{attention}', experts_implementation='{experts}'"):
+        Trainer(gpt_oss, Optimizer())
+
+
+# bfloat16 with float32 master weights
+
+
+@pytest.fixture
+def rounded(gpt_oss_folder):
+    return load_model(gpt_oss_folder, dtype=torch.bfloat16)
+
+
+def test_updates_below_bfloat16s_digits_add_up(rounded):
+    """50 steps of 4e-5 on weights of about 0.1, whose neighbours in bfloat16 are 5e-4 apart: AdamW's sign-like steps
+    must move them by about 2e-3 in all."""
+    trainer = Trainer(rounded, Optimizer(gradient_clip=1e9), precision=BF16)
+    weight = rounded.model.layers[0].self_attn.q_proj.weight
+    before = weight.detach().float().clone()
+    batch = microbatch((12,))
+    for _ in range(50):
+        trainer.forward_backward(batch, likelihood)
+        trainer.optim_step(4e-5)
+    moved = (weight.detach().float() - before).abs()
+    assert weight.dtype == torch.bfloat16
+    assert moved.mean().item() == pytest.approx(1.5e-3, rel=0.5)
+
+
+def test_gradients_gather_in_float32_masters_and_leave_the_model(rounded):
+    trainer = Trainer(rounded, Optimizer(), precision=BF16)
+    trainer.forward_backward(microbatch(), likelihood)
+    once = {name: master.grad.clone() for name, master in trainer.masters.parameters.items()}
+    trainer.forward_backward(microbatch(), likelihood)
+    for name, parameter in rounded.named_parameters():
+        master = trainer.masters.parameters[name]
+        assert master.grad.dtype == torch.float32
+        assert torch.equal(master.grad, 2 * once[name])  # bfloat16 would be exact here too; a third is not
+        if parameter.dtype == torch.bfloat16:
+            assert parameter.grad is None
+            assert torch.equal(master.to(torch.bfloat16), parameter)
+    third = 1e-3 * once["lm_head.weight"].abs().max()
+    trainer.masters.parameters["lm_head.weight"].grad.add_(third)
+    trainer.forward_backward(microbatch(), likelihood)
+    expected = 3 * once["lm_head.weight"] + third
+    assert (trainer.masters.parameters["lm_head.weight"].grad - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+def test_a_closed_trainer_leaves_gradients_to_the_model(rounded):
+    trainer = Trainer(rounded, Optimizer(), precision=BF16)
+    trainer.close()
+    trainer.forward_backward(microbatch(), likelihood)
+    assert all(parameter.grad is not None for parameter in rounded.parameters())
+
+
+def test_masters_survive_in_the_state(rounded, gpt_oss_folder):
+    """Two steps in one go, and with a save and a load between them: the same bits."""
+
+    def step(trainer):
+        trainer.forward_backward(microbatch(), likelihood)
+        trainer.optim_step(1e-4)
+
+    trainer = Trainer(rounded, Optimizer(), precision=BF16)
+    step(trainer)
+    state, between = copy.deepcopy(trainer.state_dict()), weights(rounded)
+    step(trainer)
+    other = load_model(gpt_oss_folder, dtype=torch.bfloat16)
+    other.load_state_dict(between)
+    again = Trainer(other, Optimizer(), precision=BF16)
+    again.load_state_dict(state)
+    step(again)
+    after = weights(rounded)
+    assert all(torch.equal(value, after[name]) for name, value in weights(other).items())
+    assert all(map(torch.equal, trainer.masters.copies(), again.masters.copies()))
+
+
+def test_float32_needs_no_copies(gpt_oss):
+    trainer = Trainer(gpt_oss, Optimizer())
+    assert trainer.masters.copies() == []
+    assert all(trainer.masters.parameters[name] is p for name, p in gpt_oss.named_parameters())

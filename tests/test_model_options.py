@@ -1,0 +1,132 @@
+"""The whole loop under each option of the model: exact, bfloat16, several updates a batch, frozen, checkpointed."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lockstep import evaluate_checkpoint
+from lockstep.algorithm.algorithm import GRPO
+from lockstep.cli import main
+from lockstep.model.precision import Precision
+from lockstep.observe.recorder import read_metrics
+from lockstep.options import load_recipe
+from lockstep.train import train
+from lockstep.trainer import trainer as trainer_module
+from lockstep.trainer.trainer import Trainer
+from lockstep.types import InvariantError
+
+RECIPE = Path(__file__).with_name("quick_recipe.py")
+
+
+@pytest.fixture
+def run(tmp_path):
+    quick = load_recipe(RECIPE)["run"]
+    return dataclasses.replace(
+        quick,
+        runs=tmp_path,
+        sft=dataclasses.replace(quick.sft, num_steps=2),
+        num_steps=2,
+        checkpoint_every=1,
+        keep_checkpoints=10,
+        tensorboard=False,
+    )
+
+
+def steps(directory):
+    """The metrics of reinforcement learning, without what a clock decides."""
+    return [
+        {key: value for key, value in line.items() if not key.startswith(("time/", "tokens_per_s/"))}
+        for line in read_metrics(directory)
+        if line["phase"] == "rl"
+    ]
+
+
+def weights(directory, name="rl-000002"):
+    return load_file(directory / "checkpoints" / name / "model.safetensors")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_deterministic_engine_and_trainer_agree_in_every_bit(run, dtype):
+    run = dataclasses.replace(run, precision=Precision(dtype=dtype, deterministic=True))
+    first, second = train(run), train(run)
+    for line in steps(first):
+        assert line["mismatch/kl"] == line["mismatch/max_abs"] == 0.0
+        assert line["grad_norm"] > 0
+        assert line["routes/agreement"] == 1.0
+    assert steps(first) == steps(second)
+    assert all(torch.equal(value, weights(second)[name]) for name, value in weights(first).items())
+
+
+def test_a_processor_on_which_exact_mode_does_not_hold_is_found_out(run, monkeypatch):
+    monkeypatch.setattr(
+        "lockstep.engine.embedded.EmbeddedEngine._exact_logprobs",
+        lambda self, hidden, tokens, requests: [-1.0 - 1e-7] * len(tokens),
+    )
+    with pytest.raises(InvariantError, match=r"precision\.deterministic: engine and trainer differ by up to"):
+        train(dataclasses.replace(run, precision=Precision(deterministic=True)))
+
+
+def test_bfloat16_trains_resumes_exactly_and_evaluates(run, tmp_path, monkeypatch):
+    """Weights in bfloat16 alone would lose the masters' lower digits at the resume."""
+    run = dataclasses.replace(run, precision=Precision(dtype="bfloat16"))
+    finished, cut = train(run), train(run)
+    shutil.rmtree(cut / "checkpoints" / "rl-000002")
+    train(run, resume=cut)
+    saved = weights(finished)
+    assert saved["model.layers.0.self_attn.q_proj.weight"].dtype == torch.bfloat16
+    assert all(torch.equal(value, saved[name]) for name, value in weights(cut).items())
+    assert steps(cut) == steps(finished)
+    assert all(0 < line["mismatch/max_abs"] < 0.5 for line in steps(finished))
+    dtypes, load = [], evaluate_checkpoint.load_model
+    monkeypatch.setattr(
+        evaluate_checkpoint, "load_model", lambda source, dtype: dtypes.append(dtype) or load(source, dtype=dtype)
+    )
+    main(["eval", str(finished / "checkpoints" / "rl-000002"), "--threads", "1", "--out", str(tmp_path / "again")])
+    (again,), (*_, last) = read_metrics(tmp_path / "again"), (m for m in read_metrics(finished) if m["phase"] == "eval")
+    assert all(again[key] == value for key, value in last.items() if key.startswith("eval/"))
+    assert dtypes == [torch.bfloat16]
+
+
+@pytest.mark.parametrize("replay", [True, False])
+def test_several_updates_a_batch(run, replay, monkeypatch):
+    """The first is on policy, ratio exactly 1; the last is not, and has the routes of the first."""
+    passes, pass_ = [], Trainer.forward_backward
+    monkeypatch.setattr(
+        Trainer,
+        "forward_backward",
+        lambda self, batch, loss: passes.append((batch, pass_(self, batch, loss))) or passes[-1][1],
+    )
+    for line in steps(train(dataclasses.replace(run, algorithm=GRPO(epochs=3), replay_routes=replay))):
+        assert line["ratio/min"] == line["ratio/max"] == 1.0
+        assert line["last_epoch/ratio/min"] < 1 < line["last_epoch/ratio/max"]
+        assert line["last_epoch/grad_norm"] > 0
+        assert ("routes/agreement" in line) == replay
+    (_, first), *later = passes[run.sft.num_steps :][:3]
+    for microbatch, found in later:
+        assert torch.equal(microbatch.old_logprobs, first.logprobs)
+        if replay:
+            assert torch.equal(found.routes, first.routes)
+            assert torch.equal(microbatch.routed_experts, first.routes)
+        else:
+            assert microbatch.routed_experts is None
+            assert found.routes is None
+
+
+def test_frozen_parameters_stay(run):
+    directory = train(dataclasses.replace(run, freeze=("*.router.*", "*embed_tokens*")))
+    before = load_file(directory / "initial" / "model.safetensors")
+    moved = {name for name, value in weights(directory).items() if not torch.equal(value, before[name])}
+    assert moved == {name for name in before if ".router." not in name and "embed_tokens" not in name}
+
+
+def test_gradient_checkpointing_is_the_same_run(run, monkeypatch):
+    prepared, prepare = [], trainer_module._prepare_checkpointing
+    monkeypatch.setattr(trainer_module, "_prepare_checkpointing", lambda m: prepared.append(prepare(m)) or prepared[-1])
+    plain, checkpointed = train(run), train(dataclasses.replace(run, gradient_checkpointing=True))
+    assert [len(layers) for layers in prepared] == [run.tiny.num_layers] * 2  # the cold start's trainer and RL's
+    assert steps(plain) == steps(checkpointed)
+    assert all(torch.equal(value, weights(plain)[name]) for name, value in weights(checkpointed).items())
