@@ -46,7 +46,7 @@ class Eval:
     """Held-out tasks."""
     seed: int | None = None
     """Seed of the sampled tries."""
-    threads: int = 2
+    threads: int | None = None
     """CPU threads that PyTorch computes with."""
     out: Path | None = None
     """Also write the numbers and every trajectory to this folder."""
@@ -58,8 +58,11 @@ def main(arguments: list[str]) -> None:
     if not positional and not {"-h", "--help"} & set(arguments):
         raise ConfigError("which checkpoint? give a folder: lockstep eval runs/ledger/checkpoints/rl-000080")
     settings = parse(Eval, arguments, command="lockstep eval", default=Eval(checkpoint=Path("CHECKPOINT")))
-    prepare_cpu(settings.threads)
     known = _known(settings.checkpoint)
+    threads = settings.threads or known.get("threads", 2)
+    if Precision(**known.get("precision", {})).deterministic and threads != 1:
+        raise ConfigError(f"threads={threads}: precision.deterministic computes with one; set threads to 1")
+    prepare_cpu(threads)
     evaluation = Evaluation(**known.get("evaluation", {}))
     try:
         environment = make_environment(settings, known)

@@ -13,8 +13,10 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lockstep.config import ConfigError, Run, check
+from lockstep.model.forward import checkpoint_layers
 from lockstep.model.freezing import freeze
 from lockstep.model.loading import load_model, load_tokenizer
+from lockstep.model.routing import routers
 from lockstep.model.tiny import build_model, build_tokenizer
 from lockstep.rollout.chat import renderer_for
 from lockstep.rollout.renderer import Renderer
@@ -84,7 +86,7 @@ def make_model(
     run: Run, tokenizer: PreTrainedTokenizerBase, directory: Path, checkpoint: Path | None
 ) -> PreTrainedModel:
     """The model to train: the checkpoint's, the one the user named, or the tiny one, written to directory/initial
-    first."""
+    first. Raises UserError when it cannot be trained as the run says."""
     if checkpoint is None and run.model == "tiny":
         tiny = build_model(run.tiny, tokenizer, run.seed)
         freeze(tiny, run.freeze)  # what is wrong with the patterns is said before anything is written
@@ -93,6 +95,10 @@ def make_model(
         tiny.save_pretrained(checkpoint)
     model = load_model(checkpoint or run.model, dtype=run.precision.torch_dtype)
     freeze(model, run.freeze)
+    if run.replay_routes:
+        routers(model)
+    if run.gradient_checkpointing:
+        checkpoint_layers(model)
     return model
 
 

@@ -109,7 +109,13 @@ def _resumption(run: Run, directory: Path) -> tuple[Path | None, Progress, list[
     """The checkpoint to go on from and how far it is. Raises ConfigError when the directory is no run, or of another
     one."""
     places = {"runs": None, "name": None}  # the directory itself says where it is
-    changed = differences(read_config(directory) | places, as_dict(run) | places)
+    written = read_config(directory)
+    if unknown := sorted(as_dict(run).keys() - written.keys()):
+        raise ConfigError(
+            f"resume {directory}: another version of Lockstep wrote it, without {', '.join(unknown)}; start a new run "
+            "with --model and its newest checkpoint"
+        )
+    changed = differences(written | places, as_dict(run) | places)
     if changed:
         raise ConfigError(f"resume {directory}: {'; '.join(changed)}; give the options the run was started with")
     found = newest_checkpoint(directory / "checkpoints")

@@ -1,6 +1,7 @@
 """The whole loop under each option of the model: exact, bfloat16, several updates a batch, frozen, checkpointed."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from lockstep import evaluate_checkpoint
 from lockstep.algorithm.algorithm import GRPO
 from lockstep.cli import main
+from lockstep.config import ConfigError
 from lockstep.model.precision import Precision
 from lockstep.observe.recorder import read_metrics
 from lockstep.options import load_recipe
@@ -124,9 +126,27 @@ def test_frozen_parameters_stay(run):
 
 
 def test_gradient_checkpointing_is_the_same_run(run, monkeypatch):
-    prepared, prepare = [], trainer_module._prepare_checkpointing
-    monkeypatch.setattr(trainer_module, "_prepare_checkpointing", lambda m: prepared.append(prepare(m)) or prepared[-1])
+    prepared, prepare = [], trainer_module.checkpoint_layers
+    monkeypatch.setattr(trainer_module, "checkpoint_layers", lambda m: prepared.append(prepare(m)) or prepared[-1])
     plain, checkpointed = train(run), train(dataclasses.replace(run, gradient_checkpointing=True))
     assert [len(layers) for layers in prepared] == [run.tiny.num_layers] * 2  # the cold start's trainer and RL's
     assert steps(plain) == steps(checkpointed)
     assert all(torch.equal(value, weights(plain)[name]) for name, value in weights(checkpointed).items())
+
+
+def test_a_run_of_an_older_version_is_not_resumed(run):
+    directory = train(run)
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    del config["precision"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="another version of Lockstep wrote it, without precision; start a new run"):
+        train(run, resume=directory)
+
+
+def test_eval_of_a_deterministic_run_wants_one_thread(run, capsys):
+    directory = train(dataclasses.replace(run, num_steps=1, precision=Precision(deterministic=True)))
+    checkpoint = str(directory / "checkpoints" / "rl-000001")
+    assert main(["eval", checkpoint, "--threads", "2"]) == 2
+    assert "set threads to 1" in capsys.readouterr().err
+    assert main(["eval", checkpoint]) == 0  # the run's own

@@ -24,6 +24,7 @@ from lockstep.engine.engine import Completion, EngineError, PromptTooLongError, 
 from lockstep.model.forward import decoder_hidden, head_logits, token_logprobs
 from lockstep.model.precision import Precision
 from lockstep.model.routing import routers, routing
+from lockstep.types import InvariantError, UserError
 
 PREFILL_TOKENS = 8192  # at most so many prompt tokens in one packed forward
 MAX_FORCED = 64  # a longer continuation is prefilled anew rather than fed a token a tick
@@ -72,6 +73,7 @@ class EmbeddedEngine:
             )
         self.model, self.max_concurrency, self.max_length = model, max_concurrency, max_length
         self.precision = precision or Precision()
+        self.precision.check(model.dtype)
         self.num_tokens_sampled = 0
         self._num_layers = len(routers(model)) if record_routes else 0  # whose routes are recorded
         self._version = 0
@@ -132,8 +134,10 @@ class EmbeddedEngine:
                         self._tick()
                 await asyncio.sleep(0)  # whoever was waiting for an ended action may ask for the next one now
         except BaseException as error:
-            failure = EngineError(f"embedded engine failed: {type(error).__name__}: {error}")
-            failure.__cause__ = error
+            failure = error
+            if not isinstance(error, UserError | InvariantError):  # those are no failure that a retry could mend
+                failure = EngineError(f"embedded engine failed: {type(error).__name__}: {error}")
+                failure.__cause__ = error
             for future in list(self._unanswered):
                 if not future.done():
                     future.set_exception(failure)

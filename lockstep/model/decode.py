@@ -18,15 +18,14 @@ def decode_attention(
     scale: float,
 ) -> torch.Tensor:
     """query [B, H, Q, D]; keys, values [B, Hkv, C, D]; sinks [H] or None; mask [B, 1 or H, Q, C], boolean (True is
-    seen) or additive. Returns [B, Q, H, D]; zeros for a query that a boolean mask shows nothing. Gradients are
-    autograd's own."""
+    seen) or additive. Scores and softmax are float32 at least, as in flash kernels. Returns [B, Q, H, D]; zeros for a
+    query that a boolean mask shows nothing. Gradients are autograd's own."""
     batch, num_heads, num_queries, dim = query.shape
     num_kv_heads = keys.shape[1]
     group = num_heads // num_kv_heads
     grouped = query.reshape(batch, num_kv_heads, group * num_queries, dim)
-    scores = torch.matmul(grouped, keys.transpose(2, 3))
-    dtype, shape = torch.promote_types(scores.dtype, torch.float32), (batch, num_kv_heads, group, num_queries, -1)
-    scores = scores.to(dtype).mul_(scale).view(shape)
+    dtype, shape = torch.promote_types(query.dtype, torch.float32), (batch, num_kv_heads, group, num_queries, -1)
+    scores = torch.matmul(grouped.to(dtype), keys.to(dtype).transpose(2, 3)).mul_(scale).view(shape)
     mask = mask[:, :, None] if mask.shape[1] == 1 else mask.unflatten(1, (num_kv_heads, group))
     blind = None  # queries that see nothing
     if mask.dtype == torch.bool:

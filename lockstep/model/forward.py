@@ -3,16 +3,21 @@ what is said here (packed or from a cache, recorded or replayed routes)."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lockstep.model import mode
+from lockstep.model import mode, routing
 from lockstep.model.exact import TILE, ExactFunctions, tiled_mm
 from lockstep.model.logprobs import selected_logprobs
 from lockstep.model.precision import Precision
+from lockstep.types import UserError
+
+HEAD_BLOCK = 16384  # rows of the head that are converted to float32 at a time
 
 
 def decoder_hidden(
@@ -29,10 +34,7 @@ def decoder_hidden(
     layout: `cu_seq_lens_q` and `cu_seq_lens_k` of a pack (B = 1), `past_key_values`. decode: the SlotCache that one new
     token a row (T = 1) attends to.
     """
-    with ExitStack() as stack:
-        if precision.deterministic:
-            stack.enter_context(mode.exact())
-            stack.enter_context(ExactFunctions())
+    with _exact(precision.deterministic), ExitStack() as stack:
         if decode is not None:
             stack.enter_context(mode.decoding())
             layout |= {"decode": decode, "past_key_values": decode}
@@ -41,13 +43,46 @@ def decoder_hidden(
         return decoder(input_ids=tokens, position_ids=positions, use_cache=use_cache, **layout).last_hidden_state
 
 
+@contextmanager
+def _exact(value: bool) -> Iterator[None]:
+    with ExitStack() as stack:
+        if value:
+            stack.enter_context(mode.exact())
+            stack.enter_context(ExactFunctions())
+        yield
+
+
+def checkpoint_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """Prepare the model's layers to be computed again in the backward; returns them. They do so in training mode only.
+
+    Raises UserError for a model that transformers cannot checkpoint.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not (layers and model.supports_gradient_checkpointing):
+        raise UserError(f"gradient_checkpointing: {type(model).__name__} has no layers that can be; set it to False")
+    model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": _recomputation})
+    return layers
+
+
+def _recomputation() -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Contexts of a layer's first computation, which is under way, and of the one in the backward: of the same kind,
+    with the same routes, on whatever thread."""
+    return nullcontext(), _as_before(mode.is_exact(), routing.current())
+
+
+@contextmanager
+def _as_before(exact: bool, routes: routing.Routes | None) -> Iterator[None]:
+    with _exact(exact), routing.resumed(routes):
+        yield
+
+
 @torch.no_grad()
 def head_logits(model: PreTrainedModel, hidden: torch.Tensor, precision: Precision) -> torch.Tensor:
     """Float32 logits [B, V] of hidden [B, H], for sampling: as a log-prob pass sees them. No gradient."""
-    head = _head(model)
-    if precision.fp32_head:
-        hidden, head = hidden.float(), head.float()
-    return (tiled_mm(hidden, head.T) if precision.deterministic else hidden @ head.T).float()
+    dtype = torch.float32 if precision.fp32_head else hidden.dtype
+    product = tiled_mm if precision.deterministic else torch.mm
+    hidden = hidden.to(dtype)
+    return torch.cat([product(hidden, block.to(dtype).T).float() for block in _head(model).split(HEAD_BLOCK)], dim=1)
 
 
 def token_logprobs(

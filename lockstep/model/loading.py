@@ -33,6 +33,8 @@ from lockstep.types import UserError
 transformers.utils.logging.disable_progress_bar()  # one display at a time: the run's own
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+# What some models do to the product of hidden states and head.
+LOGIT_CHANGES = ("logits_scaling", "logit_scale", "final_logit_softcapping", "lm_head_multiplier", "output_multiplier")
 NUM_NAMED = 3  # tensors an error names before it counts the rest
 NOISY = ("transformers.modeling_utils", "transformers.quantizers.quantizer_mxfp4")
 
@@ -71,8 +73,7 @@ def load_model(source: str | Path, *, dtype: torch.dtype | None = None) -> PreTr
     _check_complete(source, found["missing_keys"], found["unexpected_keys"], misshapen)
     # Saving is to write the hub's names, not to undo what loading did: MXFP4's undoing loses all layers but the last.
     model._weight_conversions = None  # pyright: ignore[reportArgumentType]
-    if model.get_output_embeddings() is None:
-        raise ModelError(f"model {str(source)!r} has no language-model head: give a causal language model")
+    _check_head(source, model)
     return model.eval()
 
 
@@ -85,6 +86,23 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         raise ModelError(
             f"tokenizer of {str(source)!r} cannot be loaded: {_first_line(error)}; give a Hugging Face folder or id"
         ) from error
+
+
+def _check_head(source: str | Path, model: PreTrainedModel) -> None:
+    """Log-probs are taken from hidden @ head.T: a model that does more to its logits would get wrong ones."""
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    if head is None:
+        raise ModelError(f"model {str(source)!r} has no language-model head: give a causal language model")
+    if getattr(head, "bias", None) is not None:
+        raise ModelError(
+            f"model {str(source)!r} has a head with a bias, which log-probs would miss: give another model"
+        )
+    for name in LOGIT_CHANGES:
+        if getattr(config, name, None) not in (None, False, 1):
+            value = getattr(config, name)
+            raise ModelError(
+                f"model {str(source)!r} has {name}={value}, which log-probs would miss: give another model"
+            )
 
 
 def _check_source(source: str | Path) -> None:

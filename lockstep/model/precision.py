@@ -36,6 +36,11 @@ class Precision:
                 "precision.fp32_head=False: has no effect with dtype float32; set precision.dtype=bfloat16"
             )
 
+    def check(self, dtype: torch.dtype) -> None:
+        """Raise PrecisionError unless a model of this dtype computes in this precision."""
+        if dtype in (torch.float32, torch.bfloat16) and dtype != self.torch_dtype:
+            raise PrecisionError(f"precision.dtype={self.dtype}: the model is in {dtype}; load it in that dtype")
+
     @property
     def torch_dtype(self) -> torch.dtype:
         return getattr(torch, self.dtype)

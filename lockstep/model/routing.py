@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from lockstep.types import UNKNOWN_ROUTE, InvariantError, UserError
 
 MIN_KAPPA = 0.2  # agreement beyond chance below which routes cannot belong to these tokens
+MARGIN = 0.1  # of agreement, by which routes must fit better a token further on to be called shifted
 
 
 class RoutingError(UserError):
@@ -35,12 +36,20 @@ class Routes:
         self._live: list[torch.Tensor | None] = [None] * num_layers
         self._used: list[torch.Tensor | None] = [None] * num_layers
 
-    def choose(self, layer: int, scores: torch.Tensor, top_k: int, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """(values, indices) [T, top_k] for the scores [T, experts] of a layer's router. A second call for a layer, a
-        gradient checkpoint's recomputation, gets the experts of the first."""
-        used = self._used[layer]
+    def choose(
+        self, layer: int, input: torch.Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(values, indices) [T, k] for the scores `input` [T, experts] of a layer's router, as torch.topk has its
+        arguments. A second call for a layer, a gradient checkpoint's recomputation, gets the experts of the first.
+        """
+        scores, used = input, self._used[layer]
+        if scores.ndim != 2 or dim not in (-1, 1):
+            raise RoutingError(
+                f"the router of mixture layer {layer} picks over dimension {dim} of {tuple(scores.shape)}: routes are "
+                "of [tokens, experts]; set replay_routes to False"
+            )
         if used is None:
-            live = torch.topk(scores.detach(), top_k, **options).indices.to(torch.uint8)
+            live = torch.topk(scores.detach(), k, largest=largest, sorted=sorted).indices.to(torch.uint8)
             self._live[layer] = self._used[layer] = used = live
             if self._replay is not None:
                 replayed = self._replay[:, layer].to(scores.device)
@@ -75,6 +84,8 @@ def routers(model: nn.Module) -> list[Any]:
     Raises RoutingError for a mixture layer without a router that can be, or with more experts than a route can name.
     """
     found = [_router(name, module) for name, module in model.named_modules() if _is_mixture(module)]
+    if len(kinds := {(router.top_k, router.num_experts) for router in found}) > 1:
+        raise RoutingError(f"layers differ in (top_k, experts), {sorted(kinds)}: set replay_routes to False")
     for layer, router in enumerate(found):
         if not isinstance(router.forward, _Routed):
             router.forward = _Routed(router.forward, layer)
@@ -99,7 +110,8 @@ def _router(name: str, mixture: nn.Module) -> Any:
         )
     if candidates[0].num_experts > UNKNOWN_ROUTE:
         raise RoutingError(
-            f"{name} has {candidates[0].num_experts} experts: routes name at most {UNKNOWN_ROUTE} of them"
+            f"{name} has {candidates[0].num_experts} experts: routes name at most {UNKNOWN_ROUTE} of them; set "
+            "replay_routes to False"
         )
     return candidates[0]
 
@@ -139,12 +151,23 @@ class _TopK(TorchFunctionMode):
 
 @contextmanager
 def routing(num_layers: int, replay: torch.Tensor | None = None) -> Iterator[Routes]:
-    """Within: the forward of a model whose `routers` were prepared is recorded, and replays `replay` where given.
-    Keep it open over the backward when gradient checkpointing recomputes the forward."""
+    """Within: the forward of a model whose `routers` were prepared is recorded, and replays `replay` where given."""
     routes = Routes(num_layers, replay)
+    with resumed(routes):
+        yield routes
+
+
+def current() -> Routes | None:
+    """The Routes that a forward pass records to now, if any."""
+    return _CURRENT.get()
+
+
+@contextmanager
+def resumed(routes: Routes | None) -> Iterator[None]:
+    """Within: a forward is part of the pass of `routes`, or of none."""
     token = _CURRENT.set(routes)
     try:
-        yield routes
+        yield
     finally:
         _CURRENT.reset(token)
 
@@ -166,20 +189,21 @@ def check_routes(routes: torch.Tensor, num_tokens: int, found: list[Any]) -> Non
         )
 
 
-def agreement(replayed: torch.Tensor, live: torch.Tensor, num_experts: int) -> float:
+def agreement(replayed: torch.Tensor, live: torch.Tensor) -> float:
     """The share of replayed choices that the live router makes too, over tokens with a route; 1.0 where none has.
-
-    replayed, live: uint8 [T, layers, top_k]. Raises InvariantError when the routes fit these tokens no better than
-    chance, or better when they are shifted by one token: then they are not of these tokens.
-    """
+    replayed, live: uint8 [T, layers, top_k]."""
     known = replayed[:, 0, 0] != UNKNOWN_ROUTE
-    if not bool(known.any()):
-        return 1.0
-    share = _overlap(replayed[known], live[known])
+    return _overlap(replayed[known], live[known]) if bool(known.any()) else 1.0
+
+
+def check_alignment(replayed: torch.Tensor, live: torch.Tensor, num_experts: int) -> None:
+    """Raise InvariantError when routes of these very weights fit these tokens no better than chance, or clearly better
+    when they are shifted by one token: then they are not of these tokens. Arguments as in `agreement`."""
+    share, known = agreement(replayed, live), replayed[:, 0, 0] != UNKNOWN_ROUTE
     chance = live.shape[2] / num_experts
     shifted = {step: _shifted_overlap(replayed, live, known, step) for step in (-1, 1)}
     step = max(shifted, key=lambda each: shifted[each])
-    if share < chance + MIN_KAPPA * (1 - chance) or shifted[step] > share:
+    if share < chance + MIN_KAPPA * (1 - chance) or shifted[step] > share + MARGIN:
         raise InvariantError(
             f"replayed routes agree with {share:.2f} of the live router's choices (chance: {chance:.2f}; shifted by "
             f"{step} token: {shifted[step]:.2f}): they are not aligned with these tokens, or not of these weights"

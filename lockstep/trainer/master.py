@@ -12,6 +12,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from lockstep.types import InvariantError
+
 
 class MasterWeights:
     """The trainable parameters of a model by name, each in float32: itself where it is float32 already, otherwise a
@@ -56,7 +58,7 @@ def _mover(master: nn.Parameter):
     def move(parameter: torch.Tensor) -> None:
         gradient, parameter.grad = parameter.grad, None
         if gradient is None:
-            return
+            raise InvariantError("a gradient went to another trainer's master weights: close that trainer first")
         if master.grad is None:
             master.grad = gradient.float()
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ class Optimizer:
     beta2: float = 0.98
     """Decay of the second moment."""
     weight_decay: float = 0.0
-    """Decoupled weight decay, for matrices only."""
+    """Decoupled weight decay, for matrices only, not for biases."""
     gradient_clip: float = 1.0
     """The gradient's norm is scaled down to this when it is larger."""
     warmup_steps: int = 0
@@ -36,9 +36,10 @@ class Optimizer:
         left = min(1.0, (num_steps - step) / decay_steps) if decay_steps else 1.0
         return self.learning_rate * warm * (self.final_share + (1 - self.final_share) * left)
 
-    def build(self, parameters: Sequence[torch.nn.Parameter]) -> torch.optim.AdamW:
+    def build(self, parameters: Mapping[str, torch.nn.Parameter]) -> torch.optim.AdamW:
+        decayed = {name for name, p in parameters.items() if p.ndim >= 2 and not name.endswith("bias")}  # of experts
         groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for name, p in parameters.items() if name in decayed], "weight_decay": self.weight_decay},
+            {"params": [p for name, p in parameters.items() if name not in decayed], "weight_decay": 0.0},
         ]
         return torch.optim.AdamW(groups, lr=self.learning_rate, betas=(self.beta1, self.beta2), fused=True)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lockstep.model.forward import decoder_hidden, token_logprobs
+from lockstep.model.forward import checkpoint_layers, decoder_hidden, token_logprobs
 from lockstep.model.precision import Precision
-from lockstep.model.routing import agreement, check_routes, has_mixtures, routers, routing
+from lockstep.model.routing import agreement, check_alignment, check_routes, has_mixtures, routers, routing
 from lockstep.trainer.master import MasterWeights
 from lockstep.trainer.optimizer import Optimizer
 from lockstep.types import InvariantError, Microbatch
@@ -57,11 +56,12 @@ class Trainer:
         self.model, self.settings, self.temperature = model, optimizer, temperature
         self.precision = precision or Precision()
         _check_implementations(model)
+        self.precision.check(model.dtype)
         self.routers = routers(model) if replay_routes else []
         self.masters = MasterWeights(model)
-        self.optimizer = optimizer.build(list(self.masters.parameters.values()))
+        self.optimizer = optimizer.build(self.masters.parameters)
         self.sinks = {name: p for name, p in self.masters.parameters.items() if name.endswith(".sinks")}
-        self._checkpointed = _prepare_checkpointing(model) if gradient_checkpointing else []
+        self._checkpointed = checkpoint_layers(model) if gradient_checkpointing else []
 
     def close(self) -> None:
         """Give the model back: gradients stay with its own parameters again."""
@@ -88,20 +88,22 @@ class Trainer:
         replay = microbatch.routed_experts if self.routers else None
         if replay is not None:
             check_routes(replay, len(microbatch.tokens), self.routers)
-        with routing(len(self.routers), replay) as routes:
+        with routing(len(self.routers), replay) if self.routers else nullcontext() as routes:
             logprobs, entropies = self._forward(microbatch)
-            value = None
-            if loss is not None:
-                value = loss(logprobs, microbatch)
-                value.backward()  # within `routing`: a checkpoint's recomputation takes the same routes
         agreed = None
-        if replay is not None:
-            agreed = agreement(replay, routes.live, self.routers[0].num_experts)
+        if replay is not None and routes is not None:
+            if microbatch.old_logprobs is None:  # else the routes are our own, of weights before an update
+                check_alignment(replay, routes.live, self.routers[0].num_experts)
+            agreed = agreement(replay, routes.live)
+        value = None
+        if loss is not None:
+            value = loss(logprobs, microbatch)
+            value.backward()
         return Pass(
             logprobs=logprobs.detach(),
             entropies=entropies.detach(),
             loss=None if value is None else value.detach(),
-            routes=routes.used if self.routers else None,
+            routes=None if routes is None else routes.used,
             route_agreement=agreed,
         )
 
@@ -160,8 +162,3 @@ def _check_implementations(model: PreTrainedModel) -> None:
             f"attn_implementation={attention!r}, experts_implementation={experts!r}: a model is trained with "
             "'lockstep' for both; load it with lockstep.model.loading.load_model"
         )
-
-
-def _prepare_checkpointing(model: PreTrainedModel) -> list[torch.nn.Module]:
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

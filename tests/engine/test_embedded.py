@@ -11,6 +11,7 @@ from lockstep.data.packing import pack
 from lockstep.data.samples import supervised_sample
 from lockstep.engine.embedded import MAX_FORCED, EmbeddedEngine
 from lockstep.engine.engine import EngineError, PromptTooLongError, Sampling
+from lockstep.model.routing import RoutingError
 from lockstep.trainer.optimizer import Optimizer
 from lockstep.trainer.trainer import Trainer
 
@@ -450,3 +451,13 @@ def test_a_model_with_another_attention_is_refused(gpt_oss_folder):
     model = AutoModelForCausalLM.from_pretrained(gpt_oss_folder, attn_implementation="eager")
     with pytest.raises(ValueError, match=r"'eager'.*lockstep\.model\.loading"):
         EmbeddedEngine(model)
+
+
+def test_a_router_that_cannot_be_recorded_is_the_users_to_mend(gpt_oss):
+    """Not an engine's failure, which would be retried and masked."""
+    engine = EmbeddedEngine(gpt_oss, record_routes=True)
+    router = gpt_oss.model.layers[1].mlp.router
+    forward = router.forward.forward
+    router.forward.forward = lambda hidden: forward(hidden) and forward(hidden)
+    with pytest.raises(RoutingError, match="layer 1 picked its experts with 2 calls of topk"):
+        run(engine.generate([3, 4], sampling()))

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen3MoeForCausalLM
 
@@ -160,3 +161,27 @@ def test_a_fault_is_told_once_and_others_hear_transformers_again(altered, caplog
     assert not caplog.records
     AutoModelForCausalLM.from_pretrained(folder)
     assert "lm_head.weight" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "words"),
+    [
+        ("GraniteConfig", {"logits_scaling": 8.0}, "has logits_scaling=8.0, which log-probs would miss"),
+        ("CohereConfig", {"logit_scale": 0.0625}, "has logit_scale=0.0625"),
+        ("PhiConfig", {}, "has a head with a bias"),
+    ],
+)
+def test_a_model_that_changes_its_logits_is_refused(kind, options, words, tmp_path):
+    """Engine and trainer would agree on log-probs that are not the model's."""
+    sizes = {"vocab_size": 97, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    heads = {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    config = getattr(transformers, kind)(**sizes, **heads, **options)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=words):
+        load_model(tmp_path)

@@ -8,7 +8,7 @@ import torch
 from lockstep.data.packing import pack
 from lockstep.data.samples import supervised_sample
 from lockstep.model.loading import load_model
-from lockstep.model.routing import Routes, RoutingError, agreement, check_routes, routers, routing
+from lockstep.model.routing import Routes, RoutingError, agreement, check_alignment, check_routes, routers, routing
 from lockstep.trainer.optimizer import Optimizer
 from lockstep.trainer.trainer import Trainer
 from lockstep.types import UNKNOWN_ROUTE, InvariantError
@@ -148,8 +148,26 @@ def test_agreement_golden():
     """Two of three tokens have a route; 3 of their 4 choices are the live ones."""
     replayed = torch.tensor([[[0, 1]], [[2, 3]], [[UNKNOWN_ROUTE] * 2]], dtype=torch.uint8)
     live = torch.tensor([[[1, 0]], [[2, 7]], [[4, 5]]], dtype=torch.uint8)
-    assert agreement(replayed, live, 8) == 0.75
-    assert agreement(torch.full_like(replayed, UNKNOWN_ROUTE), live, 8) == 1.0
+    assert agreement(replayed, live) == 0.75
+    assert agreement(torch.full_like(replayed, UNKNOWN_ROUTE), live) == 1.0
+
+
+def test_texts_that_repeat_themselves_are_aligned():
+    """A shift changes nothing there, and a flip makes it fit as well."""
+    live = torch.tensor([[0, 1]], dtype=torch.uint8).repeat(30, 2, 1)
+    replayed = live.clone()
+    replayed[0, 0] = torch.tensor([2, 1])
+    check_alignment(replayed, live, 8)
+
+
+def test_ones_own_routes_are_replayed_however_far_the_weights_moved(gpt_oss):
+    """A second update on a batch: the routes are the trainer's own, and aligned by construction."""
+    trainer = Trainer(gpt_oss, Optimizer())
+    first = trainer.logprobs(microbatch())
+    own = dataclasses.replace(
+        microbatch(routes=other_routes(first.routes)), old_logprobs=torch.zeros_like(first.logprobs)
+    )
+    assert trainer.logprobs(own).route_agreement <= 0.5
 
 
 def test_a_recomputation_takes_the_routes_of_the_first_time():
@@ -190,6 +208,48 @@ def test_routers_that_choose_twice_are_refused():
     with routing(1), pytest.raises(RoutingError, match="2 calls of topk"):
         router(torch.rand(3, 4))
     router(torch.rand(3, 4))  # outside, it is left alone
+
+
+class Spelled(torch.nn.Module):
+    top_k, num_experts = 2, 4
+
+    def __init__(self, choose):
+        super().__init__()
+        self.choose = choose
+
+    def forward(self, scores):
+        return self.choose(scores)
+
+
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda scores: torch.topk(scores, 2),
+        lambda scores: torch.topk(scores, k=2, dim=-1, sorted=False),
+        lambda scores: scores.topk(2, 1),
+        lambda scores: torch.topk(input=scores, k=2),
+    ],
+)
+def test_however_a_router_spells_it(choose):
+    (router,) = routers(Mixture(gate=Spelled(choose)))
+    scores = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    with routing(1, torch.tensor([[[1, 0]]], dtype=torch.uint8)) as routes:
+        values, indices = router(scores)
+    assert (values.tolist(), indices.tolist()) == ([[2.0, 1.0]], [[1, 0]])
+    assert sorted(routes.live[0, 0].tolist()) == [2, 3]
+
+
+def test_a_router_over_other_dimensions_is_refused():
+    (router,) = routers(Mixture(gate=Spelled(lambda scores: torch.topk(scores, 2, 0))))
+    with routing(1), pytest.raises(RoutingError, match=r"picks over dimension 0 of \(3, 4\)"):
+        router(torch.rand(3, 4))
+
+
+def test_layers_of_different_kinds_are_refused():
+    wide = TwoChoices()
+    wide.num_experts = 8
+    with pytest.raises(RoutingError, match=r"layers differ in \(top_k, experts\), \[\(2, 4\), \(2, 8\)\]"):
+        routers(torch.nn.ModuleList([Mixture(gate=TwoChoices()), Mixture(gate=wide)]))
 
 
 def test_mixtures_whose_router_is_not_found_are_refused():

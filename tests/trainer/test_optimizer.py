@@ -34,7 +34,9 @@ def test_warm_up_and_decay_multiply():
 
 def test_only_matrices_decay():
     model = torch.nn.Linear(3, 2)
-    optimizer = Optimizer(learning_rate=0.5, weight_decay=0.1, beta1=0.7, beta2=0.9).build(list(model.parameters()))
+    optimizer = Optimizer(learning_rate=0.5, weight_decay=0.1, beta1=0.7, beta2=0.9).build(
+        dict(model.named_parameters())
+    )
     matrices, vectors = optimizer.param_groups
     assert [p is model.weight for p in matrices["params"]] == [True]
     assert [p is model.bias for p in vectors["params"]] == [True]
@@ -42,12 +44,20 @@ def test_only_matrices_decay():
     assert matrices["betas"] == (0.7, 0.9)
 
 
+def test_experts_biases_are_biases(gpt_oss):
+    """[experts, width], but no matrices."""
+    parameters = dict(gpt_oss.named_parameters())
+    matrices, _ = Optimizer(weight_decay=0.1).build(parameters).param_groups
+    decayed = {name for name, p in parameters.items() if any(p is m for m in matrices["params"])}
+    assert decayed == {name for name in parameters if not name.endswith(("bias", "sinks")) and "norm" not in name}
+
+
 def test_a_step_golden():
     """AdamW's first step is lr * sign(gradient), after the decay of lr * weight_decay."""
     model = torch.nn.Linear(1, 1)
     torch.nn.init.constant_(model.weight, 2.0)
     torch.nn.init.constant_(model.bias, 2.0)
-    optimizer = Optimizer(learning_rate=0.5, weight_decay=0.1).build(list(model.parameters()))
+    optimizer = Optimizer(learning_rate=0.5, weight_decay=0.1).build(dict(model.named_parameters()))
     model.weight.grad, model.bias.grad = torch.tensor([[3.0]]), torch.tensor([-7.0])
     optimizer.step()
     assert model.weight.item() == pytest.approx(2.0 * (1 - 0.05) - 0.5, abs=1e-6)

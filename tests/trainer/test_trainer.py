@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import dataclasses
+import threading
 
 import pytest
 import torch
@@ -13,10 +14,11 @@ from lockstep.data.samples import supervised_sample
 from lockstep.engine.embedded import EmbeddedEngine
 from lockstep.engine.engine import Sampling
 from lockstep.model.loading import load_model
-from lockstep.model.precision import Precision
+from lockstep.model.precision import Precision, PrecisionError
+from lockstep.model.routing import Routes, routing
 from lockstep.trainer.optimizer import Optimizer
 from lockstep.trainer.trainer import Trainer
-from lockstep.types import InvariantError
+from lockstep.types import InvariantError, UserError
 
 BF16 = Precision(dtype="bfloat16")
 
@@ -159,18 +161,39 @@ def gradients(model):
     return {name: p.grad for name, p in model.named_parameters()}
 
 
+@pytest.mark.parametrize("precision", [Precision(), Precision(deterministic=True)])
 @pytest.mark.parametrize("replay", [False, True])
-def test_gradient_checkpointing_changes_no_bit(model, replay):
-    plain = Trainer(model, Optimizer())
+def test_gradient_checkpointing_changes_no_bit(model, replay, precision):
+    plain = Trainer(model, Optimizer(), precision=precision)
     batch = microbatch((40, 61))
     if replay:
         batch = dataclasses.replace(batch, routed_experts=plain.logprobs(batch).routes)
     expected, expected_gradients = plain.forward_backward(batch, likelihood), gradients(model)
     model.zero_grad()
-    found = Trainer(model, Optimizer(), gradient_checkpointing=True).forward_backward(batch, likelihood)
+    again = Trainer(model, Optimizer(), precision=precision, gradient_checkpointing=True)
+    found = again.forward_backward(batch, likelihood)
     assert torch.equal(found.logprobs, expected.logprobs)
     assert torch.equal(found.routes, expected.routes)
     assert all(torch.equal(gradient, expected_gradients[name]) for name, gradient in gradients(model).items())
+
+
+def test_a_recomputation_on_another_thread_takes_the_same_routes(gpt_oss):
+    """As autograd's own threads do on CUDA: they know nothing of the forward's context."""
+    trainer, calls = Trainer(gpt_oss, Optimizer(), gradient_checkpointing=True), []
+    choose = Routes.choose
+    with routing(len(trainer.routers)) as routes:
+        logprobs, _ = trainer._forward(microbatch())
+    routes.choose = lambda *arguments, **options: calls.append(arguments[0]) or choose(routes, *arguments, **options)
+    thread = threading.Thread(target=logprobs.sum().backward)
+    thread.start()
+    thread.join()
+    assert calls == [3, 2, 1, 0]
+
+
+def test_a_model_that_cannot_be_checkpointed_is_refused(gpt_oss, monkeypatch):
+    monkeypatch.setattr(type(gpt_oss), "supports_gradient_checkpointing", False)
+    with pytest.raises(UserError, match="GptOssForCausalLM has no layers that can be; set it to False"):
+        Trainer(gpt_oss, Optimizer(), gradient_checkpointing=True)
 
 
 def test_gradient_checkpointing_recomputes_and_keeps_less(model):
@@ -209,6 +232,23 @@ def test_a_model_with_other_implementations_is_refused(gpt_oss, attention, exper
     gpt_oss.set_experts_implementation(experts)
     with pytest.raises(ValueError, match=f"attn_implementation='{attention}', experts_implementation='{experts}'"):
         Trainer(gpt_oss, Optimizer())
+
+
+def test_without_replay_a_model_that_was_prepared_for_it_is_left_alone(gpt_oss):
+    expected = Trainer(gpt_oss, Optimizer()).logprobs(microbatch())
+    found = Trainer(gpt_oss, Optimizer(), replay_routes=False).logprobs(
+        dataclasses.replace(microbatch(), routed_experts=expected.routes.flip(0))
+    )
+    assert torch.equal(found.logprobs, expected.logprobs)
+    assert found.routes is None
+
+
+def test_a_model_in_another_dtype_than_the_precision_is_refused(gpt_oss, rounded):
+    for model, precision in ((gpt_oss, BF16), (rounded, Precision())):
+        with pytest.raises(PrecisionError, match=r"the model is in torch\.(float32|bfloat16); load it in that dtype"):
+            Trainer(model, Optimizer(), precision=precision)
+        with pytest.raises(PrecisionError, match="load it in that dtype"):
+            EmbeddedEngine(model, precision=precision)
 
 
 # bfloat16 with float32 master weights
@@ -258,6 +298,13 @@ def test_a_closed_trainer_leaves_gradients_to_the_model(rounded):
     trainer.close()
     trainer.forward_backward(microbatch(), likelihood)
     assert all(parameter.grad is not None for parameter in rounded.parameters())
+
+
+def test_two_open_trainers_do_not_share_gradients(rounded):
+    Trainer(rounded, Optimizer(), precision=BF16)
+    second = Trainer(rounded, Optimizer(), precision=BF16)
+    with pytest.raises(InvariantError, match="close that trainer first"):
+        second.forward_backward(microbatch(), likelihood)
 
 
 def test_masters_survive_in_the_state(rounded, gpt_oss_folder):
