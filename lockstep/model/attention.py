@@ -96,7 +96,7 @@ class SinkAttention(torch.autograd.Function):
         out, lse = kernel.forward(q, k, v, cu_seqlens, window, scale)
         if sinks is not None:
             s = sinks.to(lse.dtype)
-            out = (out * real_share(lse, s)[..., None]).to(q.dtype)
+            out.mul_(real_share(lse, s)[..., None])  # in one pass, rounded once
             lse = torch.logaddexp(lse, s)
         ctx.save_for_backward(q, k, v, sinks, out, lse)
         ctx.kernel, ctx.cu_seqlens, ctx.window, ctx.scale = kernel, cu_seqlens, window, scale

@@ -57,7 +57,7 @@ def checkpoint_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
 
     Raises UserError for a model that transformers cannot checkpoint.
     """
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers: list[torch.nn.Module] = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not (layers and model.supports_gradient_checkpointing):
         raise UserError(f"gradient_checkpointing: {type(model).__name__} has no layers that can be; set it to False")
     model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": _recomputation})

@@ -208,7 +208,6 @@ def check_alignment(replayed: torch.Tensor, live: torch.Tensor, num_experts: int
             f"replayed routes agree with {share:.2f} of the live router's choices (chance: {chance:.2f}; shifted by "
             f"{step} token: {shifted[step]:.2f}): they are not aligned with these tokens, or not of these weights"
         )
-    return share
 
 
 def _overlap(a: torch.Tensor, b: torch.Tensor) -> float:
