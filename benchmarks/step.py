@@ -117,7 +117,7 @@ def lockstep_side(chosen: argparse.Namespace, folder: Path) -> None:
 
     prepare_cpu(chosen.threads)
     model = load_model(folder / "model")
-    engine = EmbeddedEngine(model, max_concurrency=chosen.num_prompts * chosen.group_size)
+    engine = EmbeddedEngine(model, max_concurrency=chosen.num_prompts * chosen.group_size, record_routes=True)
     trainer = Trainer(model, Optimizer(learning_rate=1e-6))
     prompts = json.loads((folder / "prompts.json").read_text())
     steps = []
@@ -139,8 +139,8 @@ def lockstep_side(chosen: argparse.Namespace, folder: Path) -> None:
 async def one_step(chosen, step, prompts, engine, trainer, algorithm) -> dict[str, float]:
     """Rollout, advantages, packing, gradient, update and publish: what `lockstep.train` does in a step."""
     from lockstep.engine.engine import Sampling
-    from lockstep.train import update
     from lockstep.types import Group, Task, Trajectory, Turn
+    from lockstep.update import update
 
     began = time.perf_counter()
 
@@ -149,7 +149,13 @@ async def one_step(chosen, step, prompts, engine, trainer, algorithm) -> dict[st
             temperature=1.0, max_tokens=chosen.max_new_tokens, stop_token_ids=(), seed=1000 * step + 10 * i + j
         )
         done = await engine.generate(prompts[i], sampling)
-        turn = Turn(context=tuple(prompts[i]), action=done.tokens, engine_logprobs=done.logprobs, weights_version=step)
+        turn = Turn(
+            context=tuple(prompts[i]),
+            action=done.tokens,
+            engine_logprobs=done.logprobs,
+            weights_version=step,
+            routed_experts=done.routed_experts,
+        )
         reward = float(sum(done.tokens) % 2)
         return Trajectory(
             id=f"{i}/{j}",

@@ -1,4 +1,4 @@
-"""Saving: a model as a plain Hugging Face folder that transformers and vLLM load, without a second copy in memory.
+"""Saving: a model as a plain Hugging Face folder, in the hub's names and layouts, without a second copy in memory.
 
 In: a model as `load_model` gives it. Out: config.json, generation_config.json and safetensors under the hub's names,
 written a shard at a time.

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lockstep.engine.embedded import sample_tokens, uniform
 from lockstep.engine.engine import Sampling
+from lockstep.engine.sampling import sample_tokens, uniform
 
 UINT64 = st.integers(0, 2**64 - 1)
 
@@ -93,6 +93,6 @@ def test_the_extreme_draws_give_possible_tokens(monkeypatch):
     logits = torch.tensor([-1000.0, 0.0, 1.0, -1000.0])
     for value, token in ((0.0, 1), (1 - 2.0**-53, 2)):
         monkeypatch.setattr(
-            "lockstep.engine.embedded.uniform", lambda seeds, _, value=value: np.full(len(seeds), value)
+            "lockstep.engine.sampling.uniform", lambda seeds, _, value=value: np.full(len(seeds), value)
         )
         assert draw(logits, [request()])[0] == [token]
