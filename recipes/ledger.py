@@ -26,4 +26,5 @@ run = Run(
     rollout=Rollout(num_prompts=16, group_size=8, max_turns=7, max_tokens=320, max_action_tokens=64),
     optimizer=Optimizer(learning_rate=6e-4, decay_share=1.0, final_share=0.2),
     evaluation=Evaluation(num_tasks=256),
+    threads=1,  # for products this small a second one costs more than it brings
 )
