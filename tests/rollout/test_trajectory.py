@@ -3,14 +3,15 @@
 import asyncio
 import dataclasses
 
+import numpy as np
 import pytest
 
 from lockstep.data.samples import to_samples
-from lockstep.engine.engine import EngineError
+from lockstep.engine.engine import Completion, EngineError
 from lockstep.engine.scripted import ScriptedEngine, scripted_logprob
 from lockstep.rollout.environment import Start, Step
 from lockstep.rollout.renderer import Extension, Parsed
-from lockstep.rollout.trajectory import Attempt, Policy, Rollout, seed_of
+from lockstep.rollout.trajectory import Attempt, Policy, Rollout, _own_routes, seed_of
 from lockstep.types import Message, Task, ToolDescription
 
 TASK = Task(id="task", messages=(Message(role="user", content="10 11 12"),))
@@ -291,3 +292,13 @@ def test_a_bug_of_ours_is_not_swallowed():
 def test_a_script_that_is_used_up_says_so():
     with pytest.raises(AssertionError, match="before generate call 2, whose prompt is"):
         play([[20]])
+
+
+def test_a_turn_keeps_the_routes_of_the_tokens_it_fed():
+    """Of a prompt of 6 and an action of 2, all but the last were fed: 7; those of an earlier turn belong to it."""
+    routes = np.arange(7, dtype=np.uint8)[:, None, None]
+    completion = Completion(
+        tokens=(8, 9), logprobs=(-1.0, -1.0), weights_version=0, stop_reason="stop", routed_experts=routes
+    )
+    assert _own_routes(completion, 6, first=True)[:, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert _own_routes(completion, 3, first=False)[:, 0, 0].tolist() == [2, 3, 4, 5, 6]
