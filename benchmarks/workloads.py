@@ -186,7 +186,7 @@ def experts_flops(num_tokens: int, *, hidden: int, intermediate: int, top_k: int
     return 3 * 6.0 * num_tokens * top_k * hidden * intermediate
 
 
-def gpt_oss_config(**sizes: int) -> GptOssConfig:
+def gpt_oss_config(**sizes: float) -> GptOssConfig:
     return GptOssConfig(rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, **sizes)
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
-from benchmarks import gpu, gpu_checks, gpu_layer, measure, model, training_step, workloads
+from benchmarks import gpu, gpu_checks, gpu_layer, measure, mismatch, model, training_step, workloads
 from benchmarks.measure import Absent, Case, Here, NotRun, Row, Target
 
 HEADS = {"heads": 4, "kv_heads": 2, "dim": 16}
@@ -272,3 +272,12 @@ def test_a_missing_sink_gradient_is_wrong(monkeypatch):
 def test_flex_attention_is_not_run_on_the_cpu():
     with pytest.raises(NotRun):
         gpu_checks.check_flex(gpu.Setting(sizes=gpu.QUICK, device="cpu", dtype=torch.bfloat16), None)
+
+
+def test_the_mismatch_benchmark(capsys, monkeypatch):
+    """Exact mode has no gap, the default one has; every mode has its row."""
+    monkeypatch.setattr(mismatch, "prepare_cpu", lambda threads: None)
+    mismatch.main(["--trajectories", "2", "--seeds", "3"])
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[1].split(",")[0] for row in rows] == ["default", "default", "exact", "exact"]
+    assert [float(row[4]) > 0 for row in rows] == [True, True, False, False]

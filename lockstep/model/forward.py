@@ -11,6 +11,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+import lockstep.model.attention
+import lockstep.model.experts  # noqa: F401  (both register their implementations)
 from lockstep.model import mode, routing
 from lockstep.model.exact import TILE, ExactFunctions, tiled_mm
 from lockstep.model.logprobs import selected_logprobs

@@ -57,7 +57,7 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(digest, "big")
 
 
-def _own_routes(completion: Completion, num_context: int, *, first: bool) -> np.ndarray | None:
+def turn_routes(completion: Completion, num_context: int, *, first: bool) -> np.ndarray | None:
     """The routes of the tokens fed for this action and not for an earlier one; see Turn."""
     routes = completion.routed_experts
     if routes is None:
@@ -120,7 +120,7 @@ class Attempt:
                     action=completion.tokens,
                     engine_logprobs=completion.logprobs,
                     weights_version=completion.weights_version,
-                    routed_experts=_own_routes(completion, len(context), first=restarts or not self.turns),
+                    routed_experts=turn_routes(completion, len(context), first=restarts or not self.turns),
                     restarts=restarts,
                 )
             )

@@ -11,7 +11,7 @@ from lockstep.engine.engine import Completion, EngineError
 from lockstep.engine.scripted import ScriptedEngine, scripted_logprob
 from lockstep.rollout.environment import Start, Step
 from lockstep.rollout.renderer import Extension, Parsed
-from lockstep.rollout.trajectory import Attempt, Policy, Rollout, _own_routes, seed_of
+from lockstep.rollout.trajectory import Attempt, Policy, Rollout, seed_of, turn_routes
 from lockstep.types import Message, Task, ToolDescription
 
 TASK = Task(id="task", messages=(Message(role="user", content="10 11 12"),))
@@ -300,5 +300,5 @@ def test_a_turn_keeps_the_routes_of_the_tokens_it_fed():
     completion = Completion(
         tokens=(8, 9), logprobs=(-1.0, -1.0), weights_version=0, stop_reason="stop", routed_experts=routes
     )
-    assert _own_routes(completion, 6, first=True)[:, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 6]
-    assert _own_routes(completion, 3, first=False)[:, 0, 0].tolist() == [2, 3, 4, 5, 6]
+    assert turn_routes(completion, 6, first=True)[:, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert turn_routes(completion, 3, first=False)[:, 0, 0].tolist() == [2, 3, 4, 5, 6]
