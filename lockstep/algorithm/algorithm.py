@@ -1,87 +1,140 @@
-"""Algorithm: the advantages, the correction and the loss of one method, composed."""
+"""Algorithm: an advantage estimator, a policy loss and what stands around them, composed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Generic, Literal, TypeVar
 
 import torch
 
-from lockstep.algorithm.advantages import group_relative_advantages
-from lockstep.algorithm.correction import truncated_importance_weights
-from lockstep.algorithm.losses import clipped_policy_loss
-from lockstep.algorithm.metrics import mismatch_metrics, ratio_metrics
-from lockstep.types import InvariantError
+from lockstep.algorithm.advantages.grpo import GRPO
+from lockstep.algorithm.aggregation import Aggregation
+from lockstep.algorithm.correction import Corrected, Correction
+from lockstep.algorithm.covariance import ClipCov, KLCov
+from lockstep.algorithm.interface import AdvantageEstimator, PolicyLoss
+from lockstep.algorithm.kl import KLPenalty
+from lockstep.algorithm.losses.ppo import PPO
+from lockstep.algorithm.overlong import OverlongPenalty
+from lockstep.algorithm.tokens import ActionTokens
+
+AdvantagesT = TypeVar("AdvantagesT", bound=AdvantageEstimator)
+LossT = TypeVar("LossT", bound=PolicyLoss)
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPO:
-    """Group relative policy optimisation (arXiv:2402.03300), token-mean."""
+class Algorithm(Generic[AdvantagesT, LossT]):
+    """One method: how trajectories are credited, what the policy's loss is, and how often a batch is used. The default
+    is GRPO (arXiv:2402.03300) with token-mean and clip-higher, corrected for the engine's mismatch."""
 
-    normalize: bool = True
-    """Divide a group's advantages by their standard deviation; False is Dr. GRPO's choice."""
-    clip_low: float = 0.2
-    """The ratio's clip below 1. With one update a batch the ratio is exactly 1 and nothing is clipped."""
-    clip_high: float = 0.28
-    """The ratio's clip above 1 (DAPO's clip-higher)."""
+    advantages: AdvantagesT = field(default_factory=GRPO)  # pyright: ignore[reportAssignmentType]
+    """How trajectories' rewards become tokens' advantages."""
+    loss: LossT = field(default_factory=PPO)  # pyright: ignore[reportAssignmentType]
+    """The policy's loss of one token. With one update a batch every ratio is exactly 1 and nothing is clipped."""
+    aggregation: Aggregation = "token-mean"
+    """How the tokens' losses become one number."""
+    correction: Correction = field(default_factory=Correction)
+    """What is done about the engine's log-probs not being the trainer's."""
+    kl: KLPenalty | None = None
+    """A penalty on leaving the reference, which is the policy that reinforcement learning began with."""
+    entropy_coefficient: float = 0.0
+    """Weight of the entropy bonus: this times a token's entropy is subtracted from its loss."""
+    covariance: ClipCov | KLCov | None = None
+    """What is done about tokens whose log-prob and advantage vary together, which cost the most entropy."""
+    overlong: OverlongPenalty | None = None
+    """A penalty on trajectories near their length limit (DAPO)."""
+    filter_truncated: bool = False
+    """Trajectories that a limit cut short are not trained on; they stay in their group's baseline (DAPO's overlong
+    filtering)."""
     epochs: int = 1
-    """Updates on each batch. Old log-probs and expert routes are those of the first update's own pass; the others
+    """How often each batch is used. Old log-probs and expert routes are those before the first update; later passes
     replay the routes, so that no router's flip looks like a change of the policy."""
-    importance_cap: float = 2.0
-    """Each token is weighted by the trainer's over the engine's probability, truncated at this; 0 turns correction
-    off."""
+    minibatches: int = 1
+    """Updates an epoch: the step's trajectories are dealt into so many parts. Above 1 it takes a pass before the
+    first update, for the old log-probs."""
+    stop_kl: float | None = None
+    """No more updates on a batch once the policy's KL divergence from its old log-probs is above this; 0.01 is
+    usual."""
+    old_logprobs: Literal["current", "recomputed"] = "current"
+    """'current': in the first update the old log-probs are the current ones, detached, and the ratio is exactly 1.
+    'recomputed': they come from a pass of their own, as in other trainers, with whatever differs between two passes;
+    for comparison."""
 
-    def advantages(self, rewards: Sequence[float]) -> list[float]:
-        """One advantage for each trajectory of a group."""
-        values = torch.tensor(rewards, dtype=torch.float64)
-        return group_relative_advantages(values, normalize=self.normalize).tolist()
+    def __post_init__(self) -> None:
+        for option, count in {"epochs": self.epochs, "minibatches": self.minibatches}.items():
+            if count < 1:
+                raise ValueError(f"algorithm.{option}={count}: must be at least 1")
+        if self.entropy_coefficient < 0:
+            raise ValueError(f"algorithm.entropy_coefficient={self.entropy_coefficient}: must be 0 or more")
+        if self.stop_kl is not None and not (self.stop_kl > 0 and self.num_updates > 1):
+            raise ValueError(
+                f"algorithm.stop_kl={self.stop_kl}: stops between a batch's updates, of which there are "
+                f"{self.num_updates}, at a KL above 0; raise epochs or minibatches, or set it to None"
+            )
+        if isinstance(self.covariance, KLCov) and self.num_updates == 1:
+            raise ValueError(
+                "algorithm.covariance=KLCov: penalises the distance to old log-probs, which is 0 with one update a "
+                "batch; raise epochs or minibatches, or use ClipCov"
+            )
+        bypass = self.correction.anchor == "bypass"
+        if self.loss.anchor == "engine" and not bypass:
+            raise ValueError(
+                f"algorithm.loss={type(self.loss).__name__}: its ratio is to the engine's log-probs; set "
+                "correction.anchor to bypass, without weights"
+            )
+        if self.old_logprobs == "recomputed" and bypass:
+            raise ValueError(
+                "algorithm.old_logprobs=recomputed: in bypass mode the old log-probs are the engine's; use current"
+            )
+        self.correction.check(loss_uses_ratio=self.loss.uses_ratio)
 
-    def loss(
-        self,
-        logprobs: torch.Tensor,
-        old_logprobs: torch.Tensor | None,
-        engine_logprobs: torch.Tensor,
-        advantages: torch.Tensor,
-        *,
-        denominator: float,
-    ) -> torch.Tensor:
-        """This microbatch's share of the loss. old_logprobs None: on policy, they are the current ones, detached, and
-        the ratio is 1."""
-        old_logprobs = logprobs.detach() if old_logprobs is None else old_logprobs
-        weights = None
-        if self.importance_cap:
-            weights = truncated_importance_weights(old_logprobs, engine_logprobs, cap=self.importance_cap)
-        return clipped_policy_loss(
-            logprobs,
-            old_logprobs,
-            advantages,
-            clip_low=self.clip_low,
-            clip_high=self.clip_high,
-            denominator=denominator,
-            weights=weights,
+    @property
+    def num_updates(self) -> int:
+        """Optimiser steps on each batch."""
+        return self.epochs * self.minibatches
+
+    @property
+    def needs_first_pass(self) -> bool:
+        """Whether something needs the whole step's log-probs before the first gradient."""
+        return (
+            self.minibatches > 1
+            or self.correction.needs_batch
+            or self.covariance is not None
+            or (self.kl is not None and self.kl.where == "reward")
+            or "square_norms" in self.advantages.needs
+            or self.old_logprobs == "recomputed"
         )
 
-    def metrics(
-        self, logprobs: torch.Tensor, engine_logprobs: torch.Tensor, advantages: torch.Tensor
-    ) -> dict[str, float]:
-        """Of the action tokens [A] of a batch's first update, all detached. Raises InvariantError when the on-policy
-        ratio is not exactly 1."""
-        found = ratio_metrics(logprobs, logprobs, advantages, self.clip_low, self.clip_high)
-        if not found["ratio/min"] == found["ratio/max"] == 1.0:
-            bad = torch.nonzero(~torch.isfinite(logprobs)).flatten()
-            raise InvariantError(
-                "on policy the importance ratio must be exactly 1 for every token, but it spans "
-                f"{found['ratio/min']}..{found['ratio/max']}; {len(bad)} of {len(logprobs)} log-probs are not finite "
-                f"(first at action token {bad[:1].tolist()}): lower the learning rate or check the model"
-            )
-        if self.importance_cap:
-            weights = truncated_importance_weights(logprobs, engine_logprobs, cap=self.importance_cap)
-            found["correction/weight_min"], found["correction/weight_max"] = weights.min().item(), weights.max().item()
-        return found | mismatch_metrics(logprobs, engine_logprobs)
+    def select(self, tokens: ActionTokens, seed: int) -> torch.Tensor | None:
+        """bool [A]: the tokens of a whole step that `covariance` treats; None without it."""
+        if isinstance(self.covariance, ClipCov):
+            return self.covariance.selected(tokens, seed)
+        return None if self.covariance is None else self.covariance.selected(tokens)
 
-    def later_metrics(
-        self, logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor
-    ) -> dict[str, float]:
-        """Of the action tokens [A] of a batch's last update, when it is not the first."""
-        found = ratio_metrics(logprobs, old_logprobs, advantages, self.clip_low, self.clip_high)
-        return {f"last_epoch/{name}": value for name, value in found.items()}
+    def correct(self, trainer_logprobs: torch.Tensor, tokens: ActionTokens) -> Corrected:
+        """The rollout correction's weights; trainer_logprobs [A]: the old ones, or in bypass mode the current ones."""
+        return self.correction(trainer_logprobs.detach(), tokens.engine_logprobs, tokens.sequence, tokens.num_sequences)
+
+    def token_losses(
+        self, logprobs: torch.Tensor, entropies: torch.Tensor, tokens: ActionTokens, kl: KLPenalty | None
+    ) -> torch.Tensor:
+        """[A], to be summed: of logprobs and entropies [A], with gradient. Tokens without weights of the rollout
+        correction get them here. kl: the penalty with its present coefficient."""
+        if tokens.weights is None or tokens.kept is None:
+            bypass = self.correction.anchor == "bypass"
+            found = self.correct(logprobs if bypass else tokens.old_logprobs, tokens)
+            tokens = dataclasses.replace(tokens, weights=found.weights, kept=found.kept)
+        assert tokens.weights is not None and tokens.kept is not None and tokens.loss_weights is not None
+        losses = self.loss(logprobs, tokens).losses
+        trained = self.correction.keeps(logprobs, tokens)
+        if tokens.selected is not None and isinstance(self.covariance, ClipCov):
+            trained = trained & ~tokens.selected
+        losses = torch.where(trained, losses, 0)
+        if kl is not None and kl.where == "loss" and tokens.reference_logprobs is not None:
+            losses = losses + kl.losses(logprobs, tokens.old_logprobs, tokens.reference_logprobs)
+        losses = losses * tokens.weights
+        if tokens.selected is not None and isinstance(self.covariance, KLCov):
+            losses = losses + self.covariance.penalty(logprobs, tokens.old_logprobs, tokens.selected)
+        if self.entropy_coefficient:
+            losses = losses - self.entropy_coefficient * entropies
+        return torch.where(tokens.kept, losses, 0) * tokens.loss_weights
