@@ -114,7 +114,7 @@ async def converse(model, precision: Precision, num: int, seed: int) -> list[Sam
         )
 
     trajectories = await asyncio.gather(*map(one, range(num)))
-    return [sample for trajectory in trajectories for sample in to_samples(trajectory, 1.0)]
+    return [sample for trajectory in trajectories for sample in to_samples(trajectory)]
 
 
 def compare(trainer: Trainer, samples: list[Sample], replay: bool) -> tuple[torch.Tensor, int]:
@@ -123,7 +123,8 @@ def compare(trainer: Trainer, samples: list[Sample], replay: bool) -> tuple[torc
     found = trainer.logprobs(batch if replay else replace(batch, routed_experts=None))
     engine, used = batch.routed_experts.sort(-1).values, found.routes.sort(-1).values
     flipped = (engine != used).any(-1).any(-1) & (batch.routed_experts[:, 0, 0] != UNKNOWN_ROUTE)
-    return (found.logprobs - batch.engine_logprobs).abs(), int(flipped.sum())
+    sampled = torch.from_numpy(np.concatenate([s.engine_logprobs[s.action_mask] for s in samples]))
+    return (found.logprobs - sampled[batch.action_place]).abs(), int(flipped.sum())
 
 
 if __name__ == "__main__":

@@ -108,22 +108,30 @@ def lockstep_side(chosen: argparse.Namespace, folder: Path) -> None:
     """Time Lockstep's steps in this process and write result.json, as TRL's side does."""
     import torch
 
-    from lockstep.algorithm.algorithm import GRPO
+    from lockstep.algorithm.algorithm import Algorithm
     from lockstep.compute import prepare_cpu
     from lockstep.engine.embedded import EmbeddedEngine
+    from lockstep.learner.learner import Learner
     from lockstep.model.loading import load_model
+    from lockstep.model.tiny import TinyModel
     from lockstep.trainer.optimizer import Optimizer
     from lockstep.trainer.trainer import Trainer
 
     prepare_cpu(chosen.threads)
     model = load_model(folder / "model")
     engine = EmbeddedEngine(model, max_concurrency=chosen.num_prompts * chosen.group_size, record_routes=True)
-    trainer = Trainer(model, Optimizer(learning_rate=1e-6))
+    learner = Learner(
+        Algorithm(),
+        Trainer(model, Optimizer(learning_rate=1e-6)),
+        microbatch_tokens=16384,
+        max_tokens=TinyModel().max_length,
+        num_steps=chosen.steps,
+    )
     prompts = json.loads((folder / "prompts.json").read_text())
     steps = []
     for step in range(chosen.steps):
         own = prompts[step * chosen.num_prompts : (step + 1) * chosen.num_prompts]
-        steps.append(asyncio.run(one_step(chosen, step, own, engine, trainer, GRPO())))
+        steps.append(asyncio.run(one_step(chosen, step, own, engine, learner)))
     counted = steps[1:]
     result = {
         "step_s": statistics.median(s["generate_s"] + s["train_s"] for s in counted),
@@ -136,11 +144,10 @@ def lockstep_side(chosen: argparse.Namespace, folder: Path) -> None:
     (folder / "result.json").write_text(json.dumps(result))
 
 
-async def one_step(chosen, step, prompts, engine, trainer, algorithm) -> dict[str, float]:
+async def one_step(chosen, step, prompts, engine, learner) -> dict[str, float]:
     """Rollout, advantages, packing, gradient, update and publish: what `lockstep.train` does in a step."""
     from lockstep.engine.engine import Sampling
     from lockstep.types import Group, Task, Trajectory, Turn
-    from lockstep.update import update
 
     began = time.perf_counter()
 
@@ -176,7 +183,7 @@ async def one_step(chosen, step, prompts, engine, trainer, algorithm) -> dict[st
     task = Task(id="benchmark", messages=())
     groups = await asyncio.gather(*(group(i) for i in range(len(prompts))))
     sampled = time.perf_counter()
-    update(algorithm, trainer, groups, learning_rate=1e-6, microbatch_tokens=16384)
+    learner.update(groups, step=step)
     await engine.update_weights(step + 1)
     tokens = sum(t.num_tokens for g in groups for t in g.trajectories)
     return {"generate_s": sampled - began, "train_s": time.perf_counter() - sampled, "tokens": tokens}

@@ -18,7 +18,8 @@ commands:
   eval CHECKPOINT [--environment NAME]     held-out success of a checkpoint
 
 RECIPE is a Python file with a module-level `run = Run(...)`, for example recipes/ledger.py.
-`lockstep train RECIPE --help` lists every option of that recipe.
+`lockstep train RECIPE --help` lists every option of that recipe. Beside those, --algorithm NAME and --correction NAME
+take an algorithm (grpo, ppo, gspo, ...) and a rollout correction (token-tis, none, ...) by name.
 """
 
 

@@ -10,14 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from lockstep.algorithm.algorithm import GRPO
+from lockstep.algorithm.algorithm import AdvantagesT, Algorithm, LossT
+from lockstep.algorithm.interface import smallest_group
 from lockstep.model.precision import Precision
 from lockstep.model.tiny import TinyModel
+from lockstep.observe.alarms import Alarms
 from lockstep.rollout.chat import ChatOptions
 from lockstep.rollout.environment import Environment
 from lockstep.rollout.harmony import HarmonyOptions
 from lockstep.rollout.trajectory import Rollout
 from lockstep.sft import SFT
+from lockstep.trainer.critic import CriticOptions
 from lockstep.trainer.optimizer import Optimizer
 from lockstep.types import UserError
 
@@ -49,7 +52,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Generic[EnvironmentT]):
+class Run(Generic[EnvironmentT, AdvantagesT, LossT]):
     """Everything that decides a run. Every field can be overridden from the command line, e.g. --rollout.group-size
     16."""
 
@@ -83,8 +86,12 @@ class Run(Generic[EnvironmentT]):
     """How trajectories are sampled."""
     engine: Engine = field(default_factory=Engine)
     """The engine that samples them."""
-    algorithm: GRPO = field(default_factory=GRPO)
-    """Advantages, correction and loss."""
+    algorithm: Algorithm[AdvantagesT, LossT] = field(default_factory=Algorithm)  # pyright: ignore[reportAssignmentType]
+    """Advantages, correction and loss. On the command line --algorithm NAME takes one of those that have a name."""
+    critic: CriticOptions | None = None
+    """The critic, for advantages that need one (GAE)."""
+    alarms: Alarms = field(default_factory=Alarms)
+    """Thresholds on the metrics that warn, or stop the run."""
     optimizer: Optimizer = field(default_factory=Optimizer)
     """The optimiser of reinforcement learning."""
     microbatch_tokens: int = 16384
@@ -119,13 +126,11 @@ def check(run: Run) -> None:
         "checkpoint_every": run.checkpoint_every,
         "keep_checkpoints": run.keep_checkpoints,
         "threads": run.threads,
-        "algorithm.epochs": run.algorithm.epochs,
     }
     for option, value in counts.items():
         if value < 1:
             raise ConfigError(f"{option}={value}: must be at least 1")
-    if run.rollout.group_size < 2:
-        raise ConfigError(f"rollout.group_size={run.rollout.group_size}: group-relative advantages need >= 2; raise it")
+    _check_algorithm(run)
     if run.rollout.temperature <= 0:
         raise ConfigError(
             f"rollout.temperature={run.rollout.temperature}: training samples at a temperature > 0; use 1.0"
@@ -145,8 +150,27 @@ def check(run: Run) -> None:
         )
 
 
+def _check_algorithm(run: Run) -> None:
+    """What the algorithm needs of the rest."""
+    advantages, size = type(run.algorithm.advantages).__name__, run.rollout.group_size
+    needs = run.algorithm.advantages.needs
+    if size < smallest_group(run.algorithm.advantages):
+        raise ConfigError(
+            f"rollout.group_size={size}: {advantages} compares a task's trajectories and needs >= "
+            f"{smallest_group(run.algorithm.advantages)}; raise it, or use --algorithm ppo, with a critic"
+        )
+    if ("critic" in needs) != (run.critic is not None):
+        fix = "needs one: OwnCritic() or SharedCritic()" if run.critic is None else "takes none; set it to None"
+        raise ConfigError(f"critic={type(run.critic).__name__}: {advantages} {fix}")
+    if run.rollout.max_refills and size < 2:
+        raise ConfigError(
+            f"rollout.max_refills={run.rollout.max_refills}: a group of one never has a signal; raise "
+            "rollout.group_size or set it to 0"
+        )
+
+
 def as_dict(run: Run) -> dict[str, Any]:
-    """The resolved configuration as JSON-able values; the environment carries its class's name."""
+    """The resolved configuration as JSON-able values; what may be of several classes carries its class's name."""
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
@@ -156,7 +180,14 @@ def as_dict(run: Run) -> dict[str, Any]:
         return str(value) if isinstance(value, Path) else value
 
     kind = type(run.environment)
-    return plain(run) | {"environment_class": f"{kind.__module__}.{kind.__qualname__}"}
+    choices = {
+        "critic": run.critic,
+        **{f"algorithm.{f.name}": getattr(run.algorithm, f.name) for f in dataclasses.fields(run.algorithm)},
+    }
+    return plain(run) | {
+        "environment_class": f"{kind.__module__}.{kind.__qualname__}",
+        "classes": {name: type(value).__name__ for name, value in choices.items() if dataclasses.is_dataclass(value)},
+    }
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

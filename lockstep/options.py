@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import importlib.util
 import io
@@ -14,9 +15,14 @@ from typing import Any, TypeVar
 
 import tyro
 
+from lockstep.algorithm.correction.presets import preset
+from lockstep.algorithm.named import named
 from lockstep.config import ConfigError, Run
+from lockstep.trainer.critic import OwnCritic
 
 OptionsT = TypeVar("OptionsT")
+DAPO_REFILLS = 3  # its dynamic sampling is the rollout's
+CONFIG = (tyro.conf.AvoidSubcommands,)  # which classes a run is made of, the recipe says
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -32,13 +38,17 @@ def parse(options: Any, arguments: list[str], *, command: str, default: OptionsT
     the help and exits for --help.
     """
     if {"-h", "--help"} & set(arguments):
-        tyro.cli(options, default=default, args=["--help"], prog=command)
+        tyro.cli(options, default=default, args=["--help"], prog=command, config=CONFIG)
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            parsed, unknown = tyro.cli(options, default=default, args=arguments, prog=command, return_unknown_args=True)
+            parsed, unknown = tyro.cli(
+                options, default=default, args=arguments, prog=command, return_unknown_args=True, config=CONFIG
+            )
     except SystemExit:
         raise ConfigError(_one_line(said.getvalue())) from None
+    except ValueError as error:  # what a component says of its own options
+        raise ConfigError(str(error)) from error
     if unknown:
         option = unknown[0].split("=")[0]
         raise ConfigError(
@@ -55,9 +65,35 @@ def recipe_and_options(command: str, arguments: list[str]) -> tuple[Run, Path | 
     path, rest = Path(arguments[0]), arguments[1:]
     namespace = load_recipe(path)
     run, aliases = namespace["run"], namespace.get("aliases", {})
-    rest, resume = _take(_expanded(rest, aliases), "--resume")
-    run = parse(Run[type(run.environment)], rest, command=f"lockstep {command} {path}", default=run)
+    rest, resume = _take(_expanded(rest, aliases), "--resume", "runs/NAME")
+    rest, algorithm = _take(rest, "--algorithm", "grpo")
+    rest, correction = _take(rest, "--correction", "token-tis")
+    run = with_names(run, algorithm=algorithm, correction=correction)
+    kind = Run[type(run.environment), type(run.algorithm.advantages), type(run.algorithm.loss)]
+    run = parse(kind, rest, command=f"lockstep {command} {path}", default=run)
     return run, None if resume is None else Path(resume)
+
+
+def with_names(run: Run, *, algorithm: str | None, correction: str | None) -> Run:
+    """The run with an algorithm, and then a correction, by name.
+
+    A critic comes and goes with the algorithm's need for one; it learns at twice the policy's rate. dapo also turns
+    dynamic sampling on. Raises ConfigError for an unknown name, and for what does not go together.
+    """
+    try:
+        if algorithm is not None:
+            chosen = named(algorithm)
+            needed = "critic" in chosen.advantages.needs
+            optimizer = dataclasses.replace(run.optimizer, learning_rate=2 * run.optimizer.learning_rate)
+            critic = (run.critic or OwnCritic(optimizer=optimizer)) if needed else None
+            refills = run.rollout.max_refills or (DAPO_REFILLS if algorithm == "dapo" else 0)
+            rollout = dataclasses.replace(run.rollout, max_refills=refills)
+            run = dataclasses.replace(run, algorithm=chosen, critic=critic, rollout=rollout)
+        if correction is not None:
+            run = dataclasses.replace(run, algorithm=dataclasses.replace(run.algorithm, correction=preset(correction)))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return run
 
 
 def load_recipe(path: Path) -> Mapping[str, Any]:
@@ -93,21 +129,21 @@ def _expanded(arguments: list[str], aliases: Mapping[str, str]) -> list[str]:
     return expanded
 
 
-def _take(arguments: list[str], option: str) -> tuple[list[str], str | None]:
+def _take(arguments: list[str], option: str, example: str) -> tuple[list[str], str | None]:
     """Arguments without `option VALUE` or `option=VALUE`, and its value."""
     for i, argument in enumerate(arguments):
         if argument.startswith(f"{option}="):
             return arguments[:i] + arguments[i + 1 :], argument.partition("=")[2]
         if argument == option:
-            if i + 1 == len(arguments):
-                raise ConfigError(f"{option} wants a value: {option} runs/NAME")
+            if i + 1 == len(arguments) or arguments[i + 1].startswith("--"):
+                raise ConfigError(f"{option} wants a value: {option} {example}")
             return arguments[:i] + arguments[i + 2 :], arguments[i + 1]
     return arguments, None
 
 
 def _names(options: Any, default: Any) -> list[str]:
     """Every option that tyro offers."""
-    shown = tyro.extras.get_parser(options, default=default)
+    shown = tyro.extras.get_parser(options, default=default, config=CONFIG)
     return [name for action in shown._actions for name in action.option_strings]
 
 

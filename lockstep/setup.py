@@ -6,21 +6,31 @@ Whatever can be wrong with what a user gave is found by `prepare`, before anythi
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lockstep.config import ConfigError, Run, check
+from lockstep.engine.embedded import EmbeddedEngine
+from lockstep.engine.engine import Engine
+from lockstep.learner.learner import Learner
 from lockstep.model.forward import checkpoint_layers
 from lockstep.model.freezing import freeze
 from lockstep.model.loading import load_model, load_tokenizer
 from lockstep.model.routing import routers
+from lockstep.model.saving import save_model
 from lockstep.model.tiny import build_model, build_tokenizer
 from lockstep.rollout.chat import renderer_for
 from lockstep.rollout.renderer import Renderer
 from lockstep.sft import demonstration_samples
+from lockstep.trainer.critic import Critic, OwnCritic, SharedCritic
+from lockstep.trainer.optimizer import Optimizer
+from lockstep.trainer.trainer import Trainer
+from lockstep.trainer.value_head import ValueHead
 from lockstep.types import Demonstration, Message, Sample, Task, ToolDescription, UserError
 
 TOKENIZER_DEMONSTRATIONS = 1500  # the tiny tokenizer learns from so many
@@ -100,6 +110,64 @@ def make_model(
     if run.gradient_checkpointing:
         checkpoint_layers(model)
     return model
+
+
+def embedded_engine(run: Run, model: PreTrainedModel) -> Engine:
+    """The engine that samples from the trainer's own modules."""
+    return EmbeddedEngine(
+        model,
+        max_concurrency=run.engine.max_concurrency,
+        max_length=run.rollout.max_tokens,
+        precision=run.precision,
+        record_routes=run.replay_routes,
+    )
+
+
+def make_trainer(
+    run: Run, model: PreTrainedModel, optimizer: Optimizer, *, temperature: float, value_head: ValueHead | None = None
+) -> Trainer:
+    """The model's trainer, as the run says."""
+    return Trainer(
+        model,
+        optimizer,
+        temperature=temperature,
+        precision=run.precision,
+        replay_routes=run.replay_routes,
+        gradient_checkpointing=run.gradient_checkpointing,
+        value_head=value_head,
+    )
+
+
+def make_learner(run: Run, model: PreTrainedModel, directory: Path) -> Learner:
+    """The learner of reinforcement learning, with critic and reference where the algorithm has them. The reference is
+    the model that reinforcement learning began with: written to directory/reference by the first who asks for it."""
+    critic = head = None
+    if isinstance(run.critic, OwnCritic):
+        trunk = copy.deepcopy(model)
+        trunk.set_output_embeddings(torch.nn.Identity())
+        critic = Critic(trunk, run.critic, precision=run.precision, gradient_checkpointing=run.gradient_checkpointing)
+    elif isinstance(run.critic, SharedCritic):
+        head = ValueHead(model.config.hidden_size)
+    reference = None
+    if run.algorithm.kl is not None:
+        folder = directory / "reference"
+        if not folder.exists():
+            save_model(model, folder)
+        frozen = load_model(folder, dtype=run.precision.torch_dtype)
+        reference = Trainer(
+            frozen, None, temperature=run.rollout.temperature, precision=run.precision, replay_routes=False
+        )
+    return Learner(
+        run.algorithm,
+        make_trainer(run, model, run.optimizer, temperature=run.rollout.temperature, value_head=head),
+        microbatch_tokens=run.microbatch_tokens,
+        max_tokens=run.rollout.max_tokens,
+        num_steps=run.num_steps,
+        seed=run.seed,
+        critic=critic,
+        value_loss=run.critic.loss if isinstance(run.critic, SharedCritic) else None,
+        reference=reference,
+    )
 
 
 async def _tools(run: Run, task: Task) -> tuple[ToolDescription, ...]:

@@ -10,13 +10,13 @@ from functools import partial
 
 import torch
 
-from lockstep.algorithm.losses import supervised_loss
+from lockstep.algorithm.losses.supervised import supervised_loss
 from lockstep.data.packing import pack
 from lockstep.data.samples import supervised_sample
 from lockstep.rollout.collector import shuffled
 from lockstep.rollout.renderer import Renderer
 from lockstep.trainer.optimizer import Optimizer
-from lockstep.trainer.trainer import Trainer
+from lockstep.trainer.trainer import Outputs, Trainer
 from lockstep.types import Demonstration, Microbatch, Sample, ToolDescription
 
 
@@ -45,8 +45,8 @@ def demonstration_samples(
     return samples
 
 
-def _loss(logprobs: torch.Tensor, microbatch: Microbatch, *, denominator: int) -> torch.Tensor:
-    return supervised_loss(logprobs, denominator=denominator)
+def _loss(outputs: Outputs, microbatch: Microbatch, *, denominator: int) -> torch.Tensor:
+    return supervised_loss(outputs.logprobs, denominator=denominator)
 
 
 def supervised_steps(

@@ -8,65 +8,40 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from transformers import PreTrainedModel
 
 from lockstep.compute import prepare_cpu
 from lockstep.config import ConfigError, Run, as_dict, differences
-from lockstep.engine.embedded import EmbeddedEngine
+from lockstep.engine.engine import Engine
 from lockstep.evaluate import evaluate_both, trajectories_of
-from lockstep.observe.display import Display, open_display
+from lockstep.learner.learner import Learner
+from lockstep.learner.report import Report
+from lockstep.observe.display import open_display
 from lockstep.observe.recorder import Recorder, read_config, read_metrics
-from lockstep.observe.report import print_report
 from lockstep.rollout.collector import Collector
-from lockstep.rollout.statistics import group_statistics, trajectory_statistics
 from lockstep.rollout.trajectory import Policy
-from lockstep.setup import Parts, make_model, prepare
+from lockstep.session import Session, speeds
+from lockstep.setup import embedded_engine, make_learner, make_model, make_trainer, prepare
 from lockstep.sft import supervised_steps
-from lockstep.trainer.checkpoint import Progress, newest_checkpoint, restore_optimizer, save_checkpoint
-from lockstep.trainer.optimizer import Optimizer
-from lockstep.trainer.trainer import Trainer
-from lockstep.types import Group, Trajectory
-from lockstep.update import update
+from lockstep.trainer.checkpoint import Progress, newest_checkpoint, read_state
+from lockstep.types import Group, InvariantError, Trajectory
+
+MakeEngine = Callable[[Run, PreTrainedModel], Engine]
+"""From the run and the model that is trained to the engine that samples."""
+
+NOTHING_LEFT = "the advantages, or algorithm.filter_truncated, leave no trajectory to train on; see stop/* and masked"
 
 
-@dataclass(slots=True, kw_only=True)
-class Session:
-    """A run in progress: its parts, and where it is written and shown."""
-
-    run: Run
-    parts: Parts
-    directory: Path
-    model: PreTrainedModel
-    recorder: Recorder
-    display: Display
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.directory / "checkpoints"
-
-    def save(self, trainer: Trainer, progress: Progress) -> None:
-        """Write a checkpoint when one is due."""
-        last = self.run.sft.num_steps if progress.phase == "sft" else self.run.num_steps
-        if progress.step % self.run.checkpoint_every == 0 or progress.step == last:
-            save_checkpoint(
-                self.checkpoints,
-                trainer,
-                self.parts.tokenizer,
-                progress,
-                config=as_dict(self.run),
-                keep=self.run.keep_checkpoints,
-            )
-
-
-def train(run: Run, *, resume: Path | None = None, sft_only: bool = False) -> Path:
-    """Run, or continue, a whole training; returns its directory. Raises UserError for a mistake of the user's
-    before anything is written, and InvariantError, with the evidence, when an invariant breaks."""
+def train(
+    run: Run, *, resume: Path | None = None, sft_only: bool = False, make_engine: MakeEngine = embedded_engine
+) -> Path:
+    """Run, or continue, a whole training; returns its directory. make_engine: for another engine than the embedded one
+    on the trainer's own weights. Raises UserError for a mistake of the user's before anything is written, and
+    InvariantError, with the evidence, when an invariant breaks."""
     prepare_cpu(run.threads)
     checkpoint, progress, remarks = None, Progress(phase="sft", step=0), []
     if resume is not None:
@@ -85,10 +60,11 @@ def train(run: Run, *, resume: Path | None = None, sft_only: bool = False) -> Pa
             checkpoint, progress = None, Progress(phase="rl", step=0)
         elif progress.phase == "sft":
             progress = Progress(phase="rl", step=0)
+        policy = _policy(session, make_engine)
         last_evaluation = asyncio.run(
-            _evaluate_only(session) if sft_only else _reinforce(session, progress.step, checkpoint)
+            _evaluate_only(session, policy) if sft_only else _reinforce(session, policy, progress.step, checkpoint)
         )
-    _report(session, last_evaluation)
+    session.report(last_evaluation)
     return directory
 
 
@@ -128,14 +104,14 @@ def _resumption(run: Run, directory: Path) -> tuple[Path | None, Progress, list[
 def _cold_start(session: Session, start_step: int, checkpoint: Path | None) -> None:
     run = session.run
     session.display.phase("cold start", run.sft.num_steps)
-    trainer = _trainer(session, run.sft.optimizer, temperature=1.0)
+    trainer = make_trainer(run, session.model, run.sft.optimizer, temperature=1.0)
     if checkpoint is not None:
-        restore_optimizer(checkpoint, trainer)
+        trainer.load_state_dict(read_state(checkpoint))
 
     def after_step(step: int, metrics: dict[str, float]) -> None:
         session.recorder.write_metrics(step, "sft", metrics)
         session.display.update(step, metrics)
-        session.save(trainer, Progress(phase="sft", step=step))
+        session.save(trainer.state_dict, Progress(phase="sft", step=step))
 
     with closing(trainer):
         supervised_steps(
@@ -149,28 +125,13 @@ def _cold_start(session: Session, start_step: int, checkpoint: Path | None) -> N
         )
 
 
-def _trainer(session: Session, optimizer: Optimizer, *, temperature: float) -> Trainer:
-    return Trainer(
-        session.model,
-        optimizer,
-        temperature=temperature,
-        precision=session.run.precision,
-        replay_routes=session.run.replay_routes,
-        gradient_checkpointing=session.run.gradient_checkpointing,
-    )
-
-
-def _policy(session: Session) -> Policy:
-    run = session.run
-    engine = EmbeddedEngine(
-        session.model,
-        max_concurrency=run.engine.max_concurrency,
-        max_length=run.rollout.max_tokens,
-        precision=run.precision,
-        record_routes=run.replay_routes,
-    )
+def _policy(session: Session, make_engine: MakeEngine) -> Policy:
+    settings = session.run.rollout
     return Policy(
-        engine=engine, renderer=session.parts.renderer, settings=run.rollout, temperature=run.rollout.temperature
+        engine=make_engine(session.run, session.model),
+        renderer=session.parts.renderer,
+        settings=settings,
+        temperature=settings.temperature,
     )
 
 
@@ -191,75 +152,49 @@ async def _evaluate(session: Session, policy: Policy, step: int) -> list[Traject
     return trajectories_of(groups["sampled"])
 
 
-async def _evaluate_only(session: Session) -> list[Trajectory]:
+async def _evaluate_only(session: Session, policy: Policy) -> list[Trajectory]:
     session.display.phase("evaluation", 1)
-    return await _evaluate(session, _policy(session), 0)
+    await policy.engine.update_weights(0)
+    return await _evaluate(session, policy, 0)
 
 
-async def _reinforce(session: Session, start_step: int, checkpoint: Path | None) -> list[Trajectory]:
+async def _reinforce(session: Session, policy: Policy, start_step: int, checkpoint: Path | None) -> list[Trajectory]:
     """Steps start_step..num_steps-1; returns the trajectories of the last evaluation."""
     run = session.run
-    trainer = _trainer(session, run.optimizer, temperature=run.rollout.temperature)
+    learner = make_learner(run, session.model, session.directory)
     if checkpoint is not None:
-        restore_optimizer(checkpoint, trainer)
-    policy = _policy(session)
+        learner.load_state_dict(read_state(checkpoint))
     await policy.engine.update_weights(start_step)
-    collector = Collector(policy, run.environment, session.parts.train_tasks, seed=run.seed)
+    greedy = "greedy" in run.algorithm.advantages.needs
+    collector = Collector(policy, run.environment, session.parts.train_tasks, seed=run.seed, greedy=greedy)
     session.display.phase("reinforcement learning", run.num_steps)
+    session.history = [line for line in read_metrics(session.directory) if line["phase"] == "rl"]
     if start_step in (0, run.num_steps):
         evaluated = await _evaluate(session, policy, start_step)
     for step in range(start_step, run.num_steps):
         began = time.perf_counter()
-        groups = await collector.collect(step, run.num_steps)
+        collected = await collector.collect(step, run.num_steps)
+        if collected.message is not None:
+            session.display.message(f"step {step + 1}: {collected.message}")
         sampled = time.perf_counter()
-        learning_rate = run.optimizer.learning_rate_at(step, run.num_steps)
-        metrics = update(
-            run.algorithm, trainer, groups, learning_rate=learning_rate, microbatch_tokens=run.microbatch_tokens
-        )
+        report = _update(session, learner, step, collected.groups)
+        if not report.scores:
+            session.display.message(f"step {step + 1}: no update: {NOTHING_LEFT}")
         await policy.engine.update_weights(step + 1)
-        metrics |= _speeds(groups, sampled - began, time.perf_counter() - sampled)
-        _record(session, step + 1, groups, metrics)
+        metrics = report.metrics | speeds(collected.groups, sampled - began, time.perf_counter() - sampled)
+        metrics = session.record(step + 1, collected, metrics)
+        session.watch(step + 1, collected.groups, metrics, report)
         if step + 1 == run.num_steps or (run.evaluation.every and (step + 1) % run.evaluation.every == 0):
             evaluated = await _evaluate(session, policy, step + 1)
-        session.save(trainer, Progress(phase="rl", step=step + 1))
+        session.save(learner.state_dict, Progress(phase="rl", step=step + 1))
     await policy.engine.close()
     return evaluated
 
 
-def _speeds(groups: Sequence[Group], rollout_s: float, train_s: float) -> dict[str, float]:
-    trajectories = trajectories_of(groups)
-    num_tokens = sum(t.num_tokens for t in trajectories)
-    return {
-        "time/rollout_s": rollout_s,
-        "time/train_s": train_s,
-        "tokens_per_s/rollout": sum(t.num_action_tokens for t in trajectories) / rollout_s,
-        "tokens_per_s/train": num_tokens / train_s,
-        "tokens_per_s/step": num_tokens / (rollout_s + train_s),
-    }
-
-
-def _record(session: Session, step: int, groups: Sequence[Group], metrics: dict[str, float]) -> None:
-    success_reward = session.run.evaluation.success_reward
-    metrics |= trajectory_statistics(trajectories_of(groups), success_reward=success_reward) | group_statistics(groups)
-    session.recorder.write_trajectories(step, groups)
-    session.recorder.write_metrics(step, "rl", metrics)
-    session.display.update(step, metrics)
-
-
-def _report(session: Session, trajectories: Sequence[Trajectory]) -> None:
-    lines = [line for line in read_metrics(session.directory) if line["phase"] == "eval"]
-    evaluations = [{key: float(value) for key, value in line.items() if key.startswith("eval/")} for line in lines]
-    before = evaluations[0] if len(evaluations) > 1 else None
-    print_report(
-        Console(),
-        before=before,
-        after=evaluations[-1],
-        trajectories=trajectories,
-        paths={
-            "records": session.directory,
-            "trajectories": session.directory / "trajectories",
-            "checkpoint": max(
-                session.checkpoints.iterdir(), key=lambda p: p.stat().st_mtime, default=session.checkpoints
-            ),
-        },
-    )
+def _update(session: Session, learner: Learner, step: int, groups: Sequence[Group]) -> Report:
+    """The learner's update; the trajectories it fails on are kept."""
+    try:
+        return learner.update(groups, step=step)
+    except InvariantError:
+        session.recorder.write_trajectories(step + 1, groups, split="failed")
+        raise

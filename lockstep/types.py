@@ -148,10 +148,12 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Siblings: several trajectories on one task, sampled by the same policy."""
+    """Siblings: several trajectories on one task, sampled by the same policy. baseline: a greedy one beside them, which
+    is compared with and never trained on."""
 
     task: Task
     trajectories: tuple[Trajectory, ...]
+    baseline: Trajectory | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,16 +161,16 @@ class Sample:
     """One unbroken token history, flat. T = its number of tokens; arrays align one to one with tokens.
 
     tokens int64 [T]; action_mask bool [T] marks sampled (or demonstrated) tokens; engine_logprobs float32 [T], 0 where
-    not an action; advantages float32 [T], 0 where not an action (1 everywhere on actions for supervised samples);
-    routed_experts uint8 [T, layers, top_k], 255 where a token's route is not known, or None; weights_version: the
-    oldest that sampled any of its tokens.
+    not an action; turn int64 [T]: the turn of its trajectory that a token came with, from 0; routed_experts uint8
+    [T, layers, top_k], 255 where a token's route is not known, or None; weights_version: the oldest that sampled any of
+    its tokens.
     """
 
     trajectory_id: str
     tokens: np.ndarray
     action_mask: np.ndarray
     engine_logprobs: np.ndarray
-    advantages: np.ndarray
+    turn: np.ndarray
     weights_version: int
     routed_experts: np.ndarray | None = None
 
@@ -178,27 +180,25 @@ class Microbatch:
     """Several samples packed end to end without padding. T tokens, S samples, A action tokens.
 
     tokens, positions int64 [T]; cu_seqlens int32 [S + 1]; action_index int64 [A] points at action tokens (never a
-    sequence's first token); advantages, engine_logprobs float32 [A]; action_sample int64 [A] says which sample (0..S-1)
-    an action token belongs to; sample_ids names the samples' trajectories; routed_experts uint8 [T, layers, top_k], the
-    routes to replay, or None; old_logprobs float32 [A] under the weights before this batch's first update, or None in
-    that update itself, where they are the current ones.
+    sequence's first token); action_place int64 [A]: each action token's place among those of all the step's samples, in
+    the samples' order, where everything else that is known of it stands; sample_ids names the samples' trajectories;
+    routed_experts uint8 [T, layers, top_k], the routes to replay, or None; own_routes: they are those of a pass of the
+    trainer's, not the engine's.
     """
 
     tokens: torch.Tensor
     positions: torch.Tensor
     cu_seqlens: torch.Tensor
     action_index: torch.Tensor
-    advantages: torch.Tensor
-    engine_logprobs: torch.Tensor
-    action_sample: torch.Tensor
+    action_place: torch.Tensor
     sample_ids: tuple[str, ...]
     routed_experts: torch.Tensor | None = None
-    old_logprobs: torch.Tensor | None = None
+    own_routes: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """What one optimiser step trains on, with the denominators counted over the whole step and all ranks."""
+    """What one optimiser step trains on, and its counts."""
 
     microbatches: Sequence[Microbatch]
     num_action_tokens: int

@@ -21,8 +21,9 @@ MAY_IMPORT = {
     "rollout": ("types", "engine.engine"),
     "environments": ("types", "rollout", "sandbox"),
     "trainer": ("types", "algorithm", "data", "model"),
+    "learner": ("types", "algorithm", "data", "trainer"),
     "observe": ("types",),
-    "cluster": ("types", "algorithm", "data", "model", "engine", "rollout", "environments", "trainer"),
+    "cluster": ("types", "algorithm", "data", "model", "engine", "rollout", "environments", "trainer", "learner"),
 }
 ONLY_IN = {"ray": "cluster", "vllm": "engine.vllm", "sglang": "engine.sglang"}
 WITHOUT_TENSORS = ("types", "rollout", "environments", "sandbox", "engine.engine", "engine.scripted", "cli")

@@ -1,5 +1,6 @@
 """The benchmarks of the model, at tiny sizes: the sides compute the same, and every part still runs."""
 
+import argparse
 import inspect
 import json
 import os
@@ -13,8 +14,9 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
-from benchmarks import gpu, gpu_checks, gpu_layer, measure, mismatch, model, training_step, workloads
+from benchmarks import gpu, gpu_checks, gpu_layer, measure, mismatch, model, step, training_step, workloads
 from benchmarks.measure import Absent, Case, Here, NotRun, Row, Target
+from lockstep.learner.learner import Learner
 
 HEADS = {"heads": 4, "kv_heads": 2, "dim": 16}
 TINY = replace(
@@ -89,8 +91,8 @@ def test_step_sides_agree():
             layer.self_attn.sinks.uniform_(0, 5)
     tokens = torch.randint(TINY.step_vocabulary, (sum(TINY.step_lengths),))
     steps = [
-        step(network, tokens, TINY.step_lengths)
-        for step in (training_step.lockstep_step, training_step.transformers_step)
+        side(network, tokens, TINY.step_lengths)
+        for side in (training_step.lockstep_step, training_step.transformers_step)
     ]
     assert_close(steps[0](), steps[1]())
 
@@ -281,3 +283,20 @@ def test_the_mismatch_benchmark(capsys, monkeypatch):
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
     assert [row[1].split(",")[0] for row in rows] == ["default", "default", "exact", "exact"]
     assert [float(row[4]) > 0 for row in rows] == [True, True, False, False]
+
+
+def test_our_side_of_the_step_benchmark(tmp_path, monkeypatch):
+    """Whole GRPO steps: every token of every step is trained on, and the model moves."""
+    monkeypatch.setattr("lockstep.compute.prepare_cpu", lambda threads: None)
+    chosen = argparse.Namespace(num_prompts=2, group_size=4, max_new_tokens=5, steps=2, threads=1)
+    step.prepare(chosen, tmp_path)
+    reports, update = [], Learner.update
+    monkeypatch.setattr(Learner, "update", lambda *args, **kwargs: reports.append(update(*args, **kwargs)))
+    step.lockstep_side(chosen, tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text())
+    prompts = json.loads((tmp_path / "prompts.json").read_text())
+    assert result["completion_tokens"] == 2 * 4 * 5
+    assert result["tokens"] == 4 * (sum(map(len, prompts[2:])) + 2 * 5)
+    assert [report.metrics["ratio/max"] for report in reports] == [1.0, 1.0]
+    assert all(report.metrics["grad_norm"] > 0 for report in reports)
+    assert all(report.metrics["routes/agreement"] > 0.99 for report in reports)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from lockstep import evaluate_checkpoint
-from lockstep.algorithm.algorithm import GRPO
+from lockstep.algorithm.algorithm import Algorithm
 from lockstep.cli import main
 from lockstep.config import ConfigError
 from lockstep.model.precision import Precision
@@ -97,25 +97,45 @@ def test_bfloat16_trains_resumes_exactly_and_evaluates(run, tmp_path, monkeypatc
 def test_several_updates_a_batch(run, replay, monkeypatch):
     """The first is on policy, ratio exactly 1; the last is not, and has the routes of the first."""
     passes, pass_ = [], Trainer.forward_backward
+    known, losses = [], Algorithm.token_losses
+    norms, step = [], Trainer.optim_step
     monkeypatch.setattr(
         Trainer,
         "forward_backward",
         lambda self, batch, loss: passes.append((batch, pass_(self, batch, loss))) or passes[-1][1],
     )
-    for line in steps(train(dataclasses.replace(run, algorithm=GRPO(epochs=3), replay_routes=replay))):
-        assert line["ratio/min"] == line["ratio/max"] == 1.0
-        assert line["last_epoch/ratio/min"] < 1 < line["last_epoch/ratio/max"]
-        assert line["last_epoch/grad_norm"] > 0
+    monkeypatch.setattr(
+        Algorithm,
+        "token_losses",
+        lambda self, logprobs, entropies, tokens, kl: (
+            known.append(tokens) or losses(self, logprobs, entropies, tokens, kl)
+        ),
+    )
+    monkeypatch.setattr(Trainer, "optim_step", lambda self, rate: norms.append(step(self, rate)) or norms[-1])
+    found = steps(train(dataclasses.replace(run, algorithm=Algorithm(epochs=3), replay_routes=replay)))
+    updates = norms[run.sft.num_steps :]
+    assert len(updates) == 3 * len(found)
+    assert min(updates) > 0
+    for i, line in enumerate(found):
+        assert line["first_epoch/ratio/min"] == line["first_epoch/ratio/max"] == 1.0
+        assert line["first_epoch/clip_fraction"] == 0.0
+        assert line["ratio/min"] < 1 < line["ratio/max"]
+        assert line["grad_norm"] == max(updates[3 * i : 3 * i + 3])
+        assert line["update/epochs_done"] == 3
         assert ("routes/agreement" in line) == replay
-    (_, first), *later = passes[run.sft.num_steps :][:3]
-    for microbatch, found in later:
-        assert torch.equal(microbatch.old_logprobs, first.logprobs)
+    (sampled, first), *later = passes[run.sft.num_steps :][:3]
+    assert (sampled.routed_experts is not None, sampled.own_routes) == (replay, False)
+    assert torch.equal(known[0].old_logprobs, first.logprobs)
+    for (microbatch, again), tokens in zip(later, known[1:3], strict=True):
+        assert torch.equal(tokens.old_logprobs, first.logprobs)
+        assert not torch.equal(again.logprobs, first.logprobs)
+        assert microbatch.own_routes == replay
         if replay:
-            assert torch.equal(found.routes, first.routes)
+            assert torch.equal(again.routes, first.routes)
             assert torch.equal(microbatch.routed_experts, first.routes)
         else:
             assert microbatch.routed_experts is None
-            assert found.routes is None
+            assert again.routes is None
 
 
 def test_frozen_parameters_stay(run):

@@ -13,10 +13,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lockstep.algorithm.advantages.gae import GAE
+from lockstep.algorithm.algorithm import Algorithm
+from lockstep.algorithm.kl import KLPenalty
 from lockstep.cli import main
 from lockstep.observe.recorder import read_config, read_metrics, read_trajectories
 from lockstep.options import load_recipe
 from lockstep.train import train
+from lockstep.trainer.critic import OwnCritic, SharedCritic
+from lockstep.trainer.optimizer import Optimizer
 
 RECIPE = Path(__file__).with_name("quick_recipe.py")
 TIMED = ("time/", "tokens_per_s/")
@@ -108,6 +113,32 @@ def test_resume_from_any_checkpoint_is_exact(run, finished, newest, tmp_path):
             shutil.rmtree(path)
     assert train(kept, resume=directory) == directory
     assert_same_run(directory, finished)
+
+
+RICH = {
+    "own critic and adaptive KL": {
+        "algorithm": Algorithm(
+            advantages=GAE(), kl=KLPenalty(coefficient=0.1, target=1e-3, horizon=100), epochs=2, minibatches=2
+        ),
+        "critic": OwnCritic(optimizer=Optimizer(learning_rate=2e-3), warmup_steps=1),
+    },
+    "shared critic": {"algorithm": Algorithm(advantages=GAE()), "critic": SharedCritic()},
+}
+
+
+@pytest.mark.parametrize("name", RICH)
+def test_resume_is_exact_with_all_that_a_learner_remembers(run, name, tmp_path):
+    """Critic, value head, the adapted coefficient of the KL penalty, and its reference, which is read again."""
+    rich = dataclasses.replace(run, runs=tmp_path, keep_checkpoints=10, **RICH[name])
+    whole, cut = train(rich), train(rich)
+    shutil.rmtree(cut / "checkpoints" / "rl-000004")
+    assert train(rich, resume=cut) == cut
+    assert_same_run(cut, whole)
+    lines = [line for line in read_metrics(whole) if line["phase"] == "rl"]
+    assert all(line["critic/error"] > 0 for line in lines)
+    if rich.algorithm.kl is not None:
+        assert len({line["reference/coefficient"] for line in lines}) == len(lines)
+        assert ["grad_norm" in line for line in lines] == [False, True, True, True]  # the critic warms up first
 
 
 def test_a_torn_checkpoint_is_passed_over(run, finished, tmp_path, capsys):

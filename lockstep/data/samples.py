@@ -9,17 +9,23 @@ import numpy as np
 from lockstep.types import UNKNOWN_ROUTE, InvariantError, Sample, Trajectory, Turn
 
 
-def to_samples(trajectory: Trajectory, advantage: float) -> list[Sample]:
-    """The trajectory's unbroken token histories, every action token with the trajectory's advantage."""
+def to_samples(trajectory: Trajectory) -> list[Sample]:
+    """The trajectory's unbroken token histories that hold an action, in the order of time."""
     histories: list[list[Turn]] = []
-    for turn in trajectory.turns:
+    starts: list[int] = []
+    for i, turn in enumerate(trajectory.turns):
         if turn.restarts or not histories:
             histories.append([])
+            starts.append(i)
         histories[-1].append(turn)
-    return [_flatten(trajectory.id, turns, advantage) for turns in histories if any(turn.action for turn in turns)]
+    return [
+        _flatten(trajectory.id, turns, start)
+        for turns, start in zip(histories, starts, strict=True)
+        if any(turn.action for turn in turns)
+    ]
 
 
-def _flatten(trajectory_id: str, turns: list[Turn], advantage: float) -> Sample:
+def _flatten(trajectory_id: str, turns: list[Turn], first_turn: int) -> Sample:
     tokens, mask, logprobs = [], [], []
     for turn in turns:
         tokens += [*turn.context, *turn.action]
@@ -30,8 +36,13 @@ def _flatten(trajectory_id: str, turns: list[Turn], advantage: float) -> Sample:
             f"trajectory {trajectory_id} begins with a sampled token: its first turn needs context to be conditioned on"
         )
     version = min(turn.weights_version for turn in turns)
-    sample = supervised_sample(trajectory_id, tokens, mask, advantage, logprobs, version)
-    return dataclasses.replace(sample, routed_experts=_routes(trajectory_id, turns, len(tokens)))
+    sample = supervised_sample(trajectory_id, tokens, mask, logprobs, version)
+    numbers = np.arange(first_turn, first_turn + len(turns))
+    return dataclasses.replace(
+        sample,
+        turn=np.repeat(numbers, [turn.num_tokens for turn in turns]),
+        routed_experts=_routes(trajectory_id, turns, len(tokens)),
+    )
 
 
 def _routes(trajectory_id: str, turns: list[Turn], num_tokens: int) -> np.ndarray | None:
@@ -52,17 +63,15 @@ def supervised_sample(
     sample_id: str,
     tokens: list[int] | tuple[int, ...],
     action_mask: list[bool] | tuple[bool, ...],
-    weight: float = 1.0,
     logprobs: list[float] | None = None,
     weights_version: int = 0,
 ) -> Sample:
-    """A sample from plain lists; a demonstration has no engine log-probs (zeros) and weight 1 on its action tokens."""
-    mask = np.array(action_mask, dtype=bool)
+    """A sample of one turn from plain lists; a demonstration has no engine log-probs (zeros)."""
     return Sample(
         trajectory_id=sample_id,
         tokens=np.array(tokens, dtype=np.int64),
-        action_mask=mask,
+        action_mask=np.array(action_mask, dtype=bool),
         engine_logprobs=np.zeros(len(tokens), np.float32) if logprobs is None else np.array(logprobs, np.float32),
-        advantages=mask.astype(np.float32) * np.float32(weight),
+        turn=np.zeros(len(tokens), np.int64),
         weights_version=weights_version,
     )

@@ -15,7 +15,7 @@ import lockstep.model.attention
 import lockstep.model.experts  # noqa: F401  (both register their implementations)
 from lockstep.model import mode, routing
 from lockstep.model.exact import TILE, ExactFunctions, tiled_mm
-from lockstep.model.logprobs import selected_logprobs
+from lockstep.model.logprobs import collision_probabilities, selected_logprobs
 from lockstep.model.precision import Precision
 from lockstep.types import UserError
 
@@ -104,6 +104,16 @@ def token_logprobs(
     ]
     logprobs, entropies = (torch.cat(parts)[: len(targets)] for parts in zip(*tiles, strict=True))
     return logprobs, entropies
+
+
+@torch.no_grad()
+def square_norms(
+    model: PreTrainedModel, hidden: torch.Tensor, logprobs: torch.Tensor, temperature: float, precision: Precision
+) -> torch.Tensor:
+    """[A]: the squared norm of each token's log-prob's gradient in its logits: 1 - 2 p + sum_v
+    p(v)^2."""
+    collisions = collision_probabilities(hidden.detach(), _head(model), temperature=temperature)
+    return 1 - 2 * logprobs.detach().exp() + collisions
 
 
 def _head(model: PreTrainedModel) -> torch.Tensor:

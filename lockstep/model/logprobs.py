@@ -44,6 +44,25 @@ def selected_logprobs(
     return SelectedLogprobs.apply(hidden, head, targets, temperature, fp32_head)
 
 
+@torch.no_grad()
+def collision_probabilities(hidden: torch.Tensor, head: torch.Tensor, *, temperature: float = 1.0) -> torch.Tensor:
+    """sum_v p(v)^2 with p = softmax(hidden @ head.T / temperature): [A] from hidden [A, H] and head [V, H]. No
+    gradient. Memory as in `selected_logprobs`."""
+    logits = Logits(hidden, head, temperature, fp32_head=True)
+    best, total, squares = hidden.new_zeros(3, len(hidden), dtype=logits.dtype)
+    best.fill_(torch.finfo(logits.dtype).min)
+    for _, weight in logits.blocks():
+        for rows in logits.chunks():
+            z = logits.tile(rows, weight)
+            higher = torch.maximum(best[rows], z.amax(1))
+            decay = torch.exp(best[rows] - higher)
+            e = _exp_(z.sub_(higher[:, None]))
+            total[rows] = total[rows] * decay + e.sum(1)
+            squares[rows] = squares[rows] * decay.square() + e.square_().sum(1)
+            best[rows] = higher
+    return squares / total.square()
+
+
 class SelectedLogprobs(torch.autograd.Function):
     """`selected_logprobs` of checked arguments, in their order."""
 

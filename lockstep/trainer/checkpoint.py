@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lockstep.model.saving import save_model
-from lockstep.trainer.trainer import Trainer
 
 STATE = "state.json"
 CONFIG = "lockstep.json"
@@ -36,7 +35,8 @@ class Progress:
 
 def save_checkpoint(
     directory: Path,
-    trainer: Trainer,
+    model: PreTrainedModel,
+    state: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     progress: Progress,
     *,
@@ -45,20 +45,21 @@ def save_checkpoint(
 ) -> Path:
     """Write checkpoint `directory`/PHASE-STEP and drop all but the newest `keep`. Returns its path.
 
-    config: the run's resolved configuration, so that the checkpoint can be evaluated the way it was trained.
+    state: what an exact resume needs beside the model's weights: tensors and numbers in dictionaries and lists. config:
+    the run's resolved configuration, so that the checkpoint can be evaluated the way it was trained.
     """
     target = directory / f"{progress.phase}-{progress.step:06d}"
     temporary = directory / f".{target.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_model(trainer.model, temporary)
+    save_model(model, temporary)
     tokenizer.save_pretrained(temporary)
     (temporary / CONFIG).write_text(json.dumps(config, indent=1))
-    torch.save(trainer.state_dict(), temporary / OPTIMIZER)
+    torch.save(state, temporary / OPTIMIZER)
     written = sorted(path for path in temporary.rglob("*") if path.is_file())
     files = {path.relative_to(temporary).as_posix(): _digest(path) for path in written}
-    state = {"phase": progress.phase, "step": progress.step, "files": files}
-    _write_synced(temporary / STATE, json.dumps(state, indent=1).encode())
+    whole = {"phase": progress.phase, "step": progress.step, "files": files}
+    _write_synced(temporary / STATE, json.dumps(whole, indent=1).encode())
     shutil.rmtree(target, ignore_errors=True)
     os.replace(temporary, target)
     for old in _checkpoints(directory)[:-keep]:
@@ -79,9 +80,9 @@ def newest_checkpoint(directory: Path) -> tuple[Path, Progress, list[str]] | Non
     return None
 
 
-def restore_optimizer(path: Path, trainer: Trainer) -> None:
-    """Load the optimiser's moments and master weights; the model's own weights are loaded with it."""
-    trainer.load_state_dict(torch.load(path / OPTIMIZER, weights_only=True))
+def read_state(path: Path) -> dict[str, Any]:
+    """The state that a checkpoint was saved with; the model's own weights are loaded with it."""
+    return torch.load(path / OPTIMIZER, weights_only=True)
 
 
 def find_fault(path: Path) -> str | None:

@@ -16,14 +16,14 @@ from lockstep.types import InvariantError
 
 
 class MasterWeights:
-    """The trainable parameters of a model by name, each in float32: itself where it is float32 already, otherwise a
+    """The trainable ones of some named parameters, each in float32: itself where it is float32 already, otherwise a
     copy."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, named: Iterable[tuple[str, nn.Parameter]]) -> None:
         self.parameters: dict[str, nn.Parameter] = {}
         self._rounded: list[tuple[nn.Parameter, nn.Parameter]] = []
         self._hooks = []
-        for name, parameter in model.named_parameters():
+        for name, parameter in named:
             if not parameter.requires_grad:
                 continue
             master = parameter

@@ -8,7 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lockstep.algorithm.algorithm import GRPO
+from lockstep.algorithm.aggregation import token_weights
+from lockstep.algorithm.algorithm import Algorithm
+from lockstep.algorithm.tokens import ActionTokens
 from lockstep.data.packing import pack
 from lockstep.data.samples import supervised_sample
 from lockstep.trainer.optimizer import Optimizer
@@ -31,7 +33,7 @@ def samples_of(draw, max_samples=12, max_length=20):
                 tokens=tokens,
                 action_mask=mask,
                 engine_logprobs=np.where(mask, -0.5 * tokens, 0).astype(np.float32),
-                advantages=np.where(mask, 0.25 * tokens, 0).astype(np.float32),
+                turn=tokens,
                 weights_version=0,
                 routed_experts=(tokens[:, None, None] % 256).astype(np.uint8).repeat(2, axis=1),
             )
@@ -39,11 +41,27 @@ def samples_of(draw, max_samples=12, max_length=20):
     return samples
 
 
+def actions_of(samples):
+    """What is known of all the samples' action tokens, one after the other: where places point."""
+
+    def joined(arrays):
+        return torch.from_numpy(np.concatenate([np.zeros(0), *arrays]))
+
+    masks = [sample.action_mask for sample in samples]
+    return {
+        "token": joined(sample.tokens[mask] for sample, mask in zip(samples, masks, strict=True)),
+        "engine_logprobs": joined(sample.engine_logprobs[mask] for sample, mask in zip(samples, masks, strict=True)),
+        "turn": joined(sample.turn[mask] for sample, mask in zip(samples, masks, strict=True)),
+        "sample": joined(np.full(mask.sum(), i) for i, mask in enumerate(masks)).long(),
+    }
+
+
 @settings(max_examples=60)
 @given(samples_of(), st.integers(1, 60))
 def test_every_token_is_packed_once_and_everything_aligned_with_it(samples, max_tokens):
     batch = pack(samples, max_tokens=max_tokens)
     by_id = {sample.trajectory_id: sample for sample in samples}
+    known, places = actions_of(samples), []
     found = []
     for m in batch.microbatches:
         cuts = m.cu_seqlens.tolist()
@@ -55,18 +73,68 @@ def test_every_token_is_packed_once_and_everything_aligned_with_it(samples, max_
             assert m.positions[start:stop].tolist() == list(range(stop - start))
             assert np.array_equal(m.routed_experts[start:stop].numpy(), by_id[name].routed_experts)
         actions = m.tokens[m.action_index]
-        assert m.advantages.tolist() == (0.25 * actions).tolist()
-        assert m.engine_logprobs.tolist() == (-0.5 * actions).tolist()
-        owners = [m.sample_ids[i] for i in m.action_sample.tolist()]
+        assert known["token"][m.action_place].tolist() == actions.tolist()
+        assert known["engine_logprobs"][m.action_place].tolist() == (-0.5 * actions).tolist()
+        assert known["turn"][m.action_place].tolist() == actions.tolist()
+        owners = [samples[i].trajectory_id for i in known["sample"][m.action_place].tolist()]
         assert all(token in by_id[name].tokens for token, name in zip(actions.tolist(), owners, strict=True))
+        places += m.action_place.tolist()
         assert set(actions.tolist()) == {
             t for name in m.sample_ids for t in by_id[name].tokens[by_id[name].action_mask]
         }
         assert len(m.tokens) <= max_tokens or len(m.sample_ids) == 1
     assert sorted(found) == sorted(by_id)
+    assert sorted(places) == list(range(batch.num_action_tokens))
     assert batch.num_sequences == len(samples)
     assert batch.num_tokens == sum(len(sample.tokens) for sample in samples)
     assert batch.num_action_tokens == sum(int(sample.action_mask.sum()) for sample in samples)
+
+
+@settings(max_examples=60)
+@given(samples_of(), st.integers(1, 60), st.integers(1, 4), st.randoms(use_true_random=False))
+def test_minibatches_have_the_places_of_the_whole_step(samples, max_tokens, num_parts, random):
+    """Dealt into parts in any order: each token once, at the place where it stands among all samples' tokens."""
+    order = list(range(len(samples)))
+    random.shuffle(order)
+    known, places = actions_of(samples), []
+    for part in (order[i::num_parts] for i in range(num_parts)):
+        batch = pack(samples, max_tokens=max_tokens, chosen=part)
+        own = [samples[i] for i in part]
+        alone = pack(own, max_tokens=max_tokens)
+        for m, expected in zip(batch.microbatches, alone.microbatches, strict=True):
+            assert torch.equal(m.tokens, expected.tokens)  # cut and ordered as if there were no others
+            assert m.sample_ids == expected.sample_ids
+            assert known["token"][m.action_place].tolist() == m.tokens[m.action_index].tolist()
+            places += m.action_place.tolist()
+        ids = [name for m in batch.microbatches for name in m.sample_ids]
+        assert sorted(ids) == sorted(sample.trajectory_id for sample in own)
+        assert all(len(m.tokens) <= max_tokens or len(m.sample_ids) == 1 for m in batch.microbatches)
+        assert batch.num_sequences == len(own)
+        assert batch.num_tokens == sum(len(sample.tokens) for sample in own)
+        assert batch.num_action_tokens == sum(int(sample.action_mask.sum()) for sample in own)
+    assert sorted(places) == list(range(len(known["token"])))
+
+
+def test_places_golden():
+    """Action tokens 1, 2 | 4 | 6, 7 of three samples have the places 0..4; the last two samples are chosen."""
+    masks = [[False, True, True], [False, True], [False, True, True]]
+    samples = [
+        supervised_sample(f"s{i}", tokens, mask)
+        for i, (tokens, mask) in enumerate(zip(([0, 1, 2], [3, 4], [5, 6, 7]), masks, strict=True))
+    ]
+    (both,) = pack(samples, max_tokens=9, chosen=[2, 1]).microbatches
+    assert both.sample_ids == ("s2", "s1")
+    assert both.tokens[both.action_index].tolist() == [6, 7, 4]
+    assert both.action_place.tolist() == [3, 4, 2]
+    assert both.action_place.dtype == torch.int64
+    assert pack(samples, max_tokens=9, chosen=[]).microbatches == []
+
+
+def test_samples_that_are_not_chosen_must_align_too():
+    """Places are counted over their masks."""
+    right, wrong = supervised_sample("a", [1, 2], [False, True]), supervised_sample("b", [1, 2], [True, True])
+    with pytest.raises(InvariantError, match="sample b: the first token cannot be an action"):
+        pack([wrong, right], max_tokens=9, chosen=[1])
 
 
 @settings(max_examples=60)
@@ -104,11 +172,11 @@ def test_all_samples_have_routes_or_none():
     [
         ({"action_mask": np.array([False, True])}, "do not align"),
         ({"engine_logprobs": np.zeros(4, np.float32)}, "do not align"),
-        ({"advantages": np.zeros(2, np.float32)}, "do not align"),
+        ({"turn": np.zeros(2, np.int64)}, "do not align"),
         ({"routed_experts": np.zeros((2, 1, 1), np.uint8)}, "do not align"),
         ({"action_mask": np.array([True, False, True])}, "first token cannot be an action"),
         (
-            {name: np.zeros(0, bool) for name in ("tokens", "action_mask", "engine_logprobs", "advantages")},
+            {name: np.zeros(0, bool) for name in ("tokens", "action_mask", "engine_logprobs", "turn")},
             "first token cannot be an action",
         ),
     ],
@@ -119,13 +187,26 @@ def test_a_sample_that_does_not_align_stops_the_run(change, words):
         pack([sample], max_tokens=9)
 
 
-def policy_gradient(model, samples, max_tokens):
-    """Loss and every gradient of one step on the samples, summed over their microbatches."""
+def policy_gradient(model, samples, advantages, max_tokens):
+    """Loss and every gradient of one step on the samples, summed over their microbatches. advantages: by sample id."""
     batch = pack(samples, max_tokens=max_tokens)
-    trainer, algorithm = Trainer(model, Optimizer()), GRPO()
+    trainer, algorithm = Trainer(model, Optimizer()), Algorithm()
+    known = actions_of(samples)
+    tokens = ActionTokens(
+        engine_logprobs=known["engine_logprobs"].float(),
+        old_logprobs=known["engine_logprobs"].float(),
+        advantages=torch.tensor([advantages[s.trajectory_id] for s in samples], dtype=torch.float32)[known["sample"]],
+        sequence=known["sample"],
+        trajectory=known["sample"],
+        turn=known["turn"].long(),
+        num_sequences=len(samples),
+        num_trajectories=len(samples),
+        loss_weights=token_weights(algorithm.aggregation, known["sample"], len(samples)),
+    )
 
-    def loss(logprobs, m):
-        return algorithm.loss(logprobs, None, m.engine_logprobs, m.advantages, denominator=batch.num_action_tokens)
+    def loss(outputs, m):
+        own = dataclasses.replace(tokens.at(m.action_place), old_logprobs=outputs.logprobs.detach())
+        return algorithm.token_losses(outputs.logprobs, outputs.entropies, own, None).sum()
 
     total = sum(trainer.forward_backward(m, loss).loss.item() for m in batch.microbatches)
     grads = {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -136,15 +217,16 @@ def policy_gradient(model, samples, max_tokens):
 @pytest.mark.parametrize("max_tokens", [1, 70, 130, 1000])
 def test_loss_and_gradients_do_not_depend_on_the_packing(model, max_tokens):
     generator = np.random.default_rng(0)
-    samples = []
+    samples, advantages = [], {}
     for i, length in enumerate((5, 60, 33, 18, 90, 41, 2)):
         mask = generator.random(length) < 0.5
         mask[0], mask[-1] = False, True
         logprobs = np.where(mask, -4 * generator.random(length), 0).astype(np.float32)
         tokens = generator.integers(2, 97, length)
-        samples.append(supervised_sample(f"s{i}", tokens, mask, generator.normal(), logprobs))
-    loss, grads, count = policy_gradient(model, samples, 400)
-    again, others, other_count = policy_gradient(model, samples[::-1], max_tokens)
+        advantages[f"s{i}"] = generator.normal()
+        samples.append(supervised_sample(f"s{i}", tokens, mask, logprobs))
+    loss, grads, count = policy_gradient(model, samples, advantages, 400)
+    again, others, other_count = policy_gradient(model, samples[::-1], advantages, max_tokens)
     assert count == 1
     assert other_count == {1: 7, 70: 4, 130: 2, 1000: 1}[max_tokens]
     assert abs(loss - again) <= 1e-5

@@ -38,14 +38,14 @@ def trajectory(*turns):
 
 
 def test_turns_are_joined_and_actions_marked():
-    (sample,) = to_samples(trajectory(turn([1, 2], [3], version=4), turn([5], [6, 7], version=3)), -0.5)
+    (sample,) = to_samples(trajectory(turn([1, 2], [3], version=4), turn([5], [6, 7], version=3)))
     assert sample.trajectory_id == "7/1"
     assert sample.tokens.tolist() == [1, 2, 3, 5, 6, 7]
     assert sample.action_mask.tolist() == [False, False, True, False, True, True]
     assert sample.engine_logprobs.tolist() == [0, 0, -0.75, 0, -1.5, -1.75]
-    assert sample.advantages.tolist() == [0, 0, -0.5, 0, -0.5, -0.5]
+    assert sample.turn.tolist() == [0, 0, 0, 1, 1, 1]
     assert sample.weights_version == 3
-    assert (sample.tokens.dtype, sample.advantages.dtype) == (np.int64, np.float32)
+    assert (sample.tokens.dtype, sample.turn.dtype) == (np.int64, np.int64)
     assert (sample.action_mask.dtype, sample.engine_logprobs.dtype) == (np.bool_, np.float32)
 
 
@@ -53,24 +53,26 @@ def test_a_restart_begins_a_new_sample():
     first, second = to_samples(
         trajectory(
             turn([1], [2]), turn([3], [4]), turn([1, 9], [5], version=1, restarts=True), turn([6], [7], version=2)
-        ),
-        1.0,
+        )
     )
     assert first.tokens.tolist() == [1, 2, 3, 4]
     assert second.tokens.tolist() == [1, 9, 5, 6, 7]
+    assert first.turn.tolist() == [0, 0, 1, 1]
+    assert second.turn.tolist() == [2, 2, 2, 3, 3]
     assert (first.weights_version, second.weights_version) == (0, 1)
 
 
 def test_a_history_without_an_action_is_no_sample():
-    assert to_samples(trajectory(), 1.0) == []
-    assert to_samples(trajectory(turn([1, 2], [])), 1.0) == []
-    (only,) = to_samples(trajectory(turn([1, 2], []), turn([3], [4], restarts=True)), 1.0)
+    assert to_samples(trajectory()) == []
+    assert to_samples(trajectory(turn([1, 2], []))) == []
+    (only,) = to_samples(trajectory(turn([1, 2], []), turn([3], [4], restarts=True)))
     assert only.tokens.tolist() == [3, 4]
+    assert only.turn.tolist() == [1, 1]  # the first turn counts, though nothing of it is trained on
 
 
 def test_a_trajectory_that_begins_with_an_action_is_refused():
     with pytest.raises(InvariantError, match="7/1 begins with a sampled token"):
-        to_samples(trajectory(turn([], [4])), 1.0)
+        to_samples(trajectory(turn([], [4])))
 
 
 TURNS = st.lists(
@@ -85,19 +87,23 @@ TURNS = st.lists(
 @given(TURNS)
 def test_every_token_of_a_trained_history_is_kept_in_order(turns):
     turns = [turn(context, action, restarts=restarts) for context, action, restarts in turns]
-    samples = to_samples(trajectory(*turns), 2.0)
+    samples = to_samples(trajectory(*turns))
     kept = [token for sample in samples for token, m in zip(sample.tokens, sample.action_mask, strict=True) if m]
     assert kept == [token for t in turns for token in t.action]
     assert sum(int(sample.action_mask.sum()) for sample in samples) == trajectory(*turns).num_action_tokens
     for sample in samples:
         assert not sample.action_mask[0]
-        assert np.array_equal(sample.advantages, np.where(sample.action_mask, 2.0, 0.0))
+        assert len(sample.turn) == len(sample.tokens)
         assert np.array_equal(sample.engine_logprobs, np.where(sample.action_mask, -0.25 * sample.tokens, 0.0))
+    numbers = [number for sample in samples for number in sample.turn[sample.action_mask]]
+    assert numbers == [i for i, t in enumerate(turns) for _ in t.action]
+    assert [n for sample in samples for n in sample.turn] == sorted(n for sample in samples for n in sample.turn)
 
 
-def test_a_demonstration_has_weight_one_on_its_actions():
+def test_a_demonstration_is_one_turn_and_no_engine_sampled_it():
     sample = supervised_sample("d", (5, 6, 7), (False, True, True))
-    assert sample.advantages.tolist() == [0, 1, 1]
+    assert sample.turn.tolist() == [0, 0, 0]
+    assert sample.action_mask.tolist() == [False, True, True]
     assert sample.engine_logprobs.tolist() == [0, 0, 0]
 
 
@@ -123,8 +129,7 @@ def test_routes_stay_with_their_tokens():
             routed([5], [6], 4),
             routed([1, 9], [7], None, restarts=True),
             routed([], [8], 7),
-        ),
-        1.0,
+        )
     )
     assert one.routed_experts[:, 0, 0].tolist() == [1, 2, 3, 4, 5, UNKNOWN_ROUTE]
     assert two.routed_experts[:, 0, 0].tolist() == [1, 9, 7, UNKNOWN_ROUTE]
@@ -132,7 +137,7 @@ def test_routes_stay_with_their_tokens():
 
 def test_routes_that_are_missing_in_some_turn_are_refused():
     with pytest.raises(InvariantError, match="1 of 2 turns have routes, of 2 tokens in all, but the history feeds 4"):
-        to_samples(trajectory(routed([1, 2], [3], None), turn([5], [6])), 1.0)
+        to_samples(trajectory(routed([1, 2], [3], None), turn([5], [6])))
 
 
 @pytest.mark.parametrize("num_routes", [0, 2, 6])

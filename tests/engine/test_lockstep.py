@@ -69,12 +69,15 @@ def sampled(engine, num, temperature):
         return await asyncio.gather(*(converse(engine, seed, temperature) for seed in range(num)))
 
     trajectories = asyncio.run(asyncio.wait_for(all_of_them(), 120))
-    return [sample for trajectory in trajectories for sample in to_samples(trajectory, 1.0)]
+    return [sample for trajectory in trajectories for sample in to_samples(trajectory)]
 
 
 def differences(trainer, samples, max_tokens):
+    """Trainer - engine of every action token, microbatch by microbatch, and the passes."""
+    engine_logprobs = torch.from_numpy(np.concatenate([s.engine_logprobs[s.action_mask] for s in samples]))
     passes = [(m, trainer.logprobs(m)) for m in pack(samples, max_tokens=max_tokens).microbatches]
-    return torch.cat([found.logprobs - m.engine_logprobs for m, found in passes]), [found for _, found in passes]
+    found = torch.cat([each.logprobs - engine_logprobs[m.action_place] for m, each in passes])
+    return found, [each for _, each in passes]
 
 
 @pytest.mark.parametrize("replay", [False, True])
@@ -122,7 +125,7 @@ def test_an_exact_action_is_the_same_bits_in_every_batch(gpt_oss_folder):
 
 
 async def _one(engine, seed):
-    return to_samples(await converse(engine, seed, 1.0), 1.0)
+    return to_samples(await converse(engine, seed, 1.0))
 
 
 def test_the_default_engine_is_near_but_not_equal(model):

@@ -1,6 +1,7 @@
 """Log-probs and entropies of chosen tokens against log_softmax, and what they cost: memory, products, passes."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lockstep.model import logprobs as module
-from lockstep.model.logprobs import selected_logprobs
+from lockstep.model.forward import square_norms, token_logprobs
+from lockstep.model.logprobs import collision_probabilities, selected_logprobs
+from lockstep.model.precision import Precision
 
 ROWS, WIDTH, VOCABULARY = 37, 12, 101
 
@@ -294,3 +297,79 @@ def test_a_token_outside_the_vocabulary_is_refused(token):
     targets[3] = token
     with pytest.raises(ValueError, match=rf"token {token} is outside.*{VOCABULARY}"):
         selected_logprobs(hidden, head, targets)
+
+
+# Collision probabilities and square norms
+
+
+def collisions(hidden, head, temperature=1.0):
+    """In float64, over all logits at once."""
+    return torch.softmax(hidden.detach().double() @ head.detach().double().T / temperature, -1).square().sum(-1)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 3e-6), (torch.bfloat16, 3e-6)]
+)
+@pytest.mark.parametrize("tile", [(5, 13), (1, 1), (64, 101), (64, 1000)])
+def test_collision_probabilities_equal_those_of_a_softmax(monkeypatch, tile, dtype, tolerance, temperature):
+    """37 rows of 101 columns: tiles cut short both ways, of single logits, exact, and too large."""
+    tiled(monkeypatch, *tile)
+    hidden, head, _ = inputs(dtype)
+    found = collision_probabilities(hidden, head, temperature=temperature)
+    assert found.dtype == torch.promote_types(dtype, torch.float32)
+    assert not found.requires_grad
+    assert (found - collisions(hidden, head, temperature)).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("highest", [1e4, -9e3])
+def test_collisions_of_logits_of_ten_thousand_either_way(monkeypatch, order, highest):
+    """As in the test of log-probs above: the running maximum moves always or never."""
+    tiled(monkeypatch, 2, 3)
+    hidden = torch.tensor([[1.0], [-1.0], [1e-4], [0.0]])
+    head = torch.linspace(*(-1e4, highest)[::order], 10)[:, None]
+    found = collision_probabilities(hidden, head)
+    assert (found - collisions(hidden, head)).abs().max() <= 1e-5
+    assert found[0] == 1.0
+    assert found[3] == pytest.approx(0.1, abs=1e-7)
+
+
+def test_collisions_golden(monkeypatch):
+    """Probabilities 1/6, 2/6, 3/6: (1 + 4 + 9) / 36, and at temperature 1/2, 1, 4, 9 of 14: 98 / 196."""
+    tiled(monkeypatch, 1, 2)
+    hidden, head = torch.tensor([[1.0]]).double(), torch.tensor([[1.0], [2.0], [3.0]]).double().log()
+    assert collision_probabilities(hidden, head).item() == pytest.approx(14 / 36, abs=1e-15)
+    assert collision_probabilities(hidden, head, temperature=0.5).item() == pytest.approx(98 / 196, abs=1e-15)
+
+
+def test_collisions_keep_no_logits_of_all_rows(monkeypatch):
+    tiled(monkeypatch, 3, 50)
+    hidden, head, _ = inputs()
+    with Work() as work:
+        collision_probabilities(hidden, head)
+    assert work.largest == 50 * WIDTH  # a block of the head; a tile's 3 * 50 logits are fewer
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("precision", [Precision(), Precision(deterministic=True)], ids=["default", "deterministic"])
+def test_square_norms_are_those_of_the_gradient_in_the_logits(monkeypatch, precision, temperature):
+    """Against autograd in float64, the logits being those after the temperature."""
+    tiled(monkeypatch, 5, 13)
+    hidden, head, targets = inputs(torch.float32)
+    model = SimpleNamespace(get_output_embeddings=lambda: SimpleNamespace(weight=head))
+    logprobs, _ = token_logprobs(model, hidden, targets, temperature, precision)
+    found = square_norms(model, hidden, logprobs, temperature, precision)
+    assert not found.requires_grad
+    logits = (hidden.detach().double() @ head.detach().double().T / temperature).requires_grad_()
+    chosen = torch.log_softmax(logits, -1).gather(1, targets[:, None]).sum()
+    (gradient,) = torch.autograd.grad(chosen, logits)
+    assert (found - gradient.square().sum(-1)).abs().max() <= 2e-6
+
+
+def test_square_norms_golden():
+    """p = 1/6, 2/6, 3/6 and the second token: (1/6)^2 + (4/6)^2 + (3/6)^2 = 26/36."""
+    hidden, head = torch.tensor([[1.0]]), torch.tensor([[1.0], [2.0], [3.0]]).log()
+    model = SimpleNamespace(get_output_embeddings=lambda: SimpleNamespace(weight=head))
+    found = square_norms(model, hidden, torch.tensor([1 / 3]).log(), 1.0, Precision())
+    assert found.item() == pytest.approx(26 / 36, abs=1e-6)

@@ -2,7 +2,9 @@
 
 import torch
 
-from lockstep.algorithm.algorithm import GRPO
+from lockstep.algorithm.algorithm import Algorithm
+from lockstep.algorithm.correction import Correction
+from lockstep.algorithm.tokens import ActionTokens
 from lockstep.data.packing import pack
 from lockstep.data.samples import supervised_sample
 from lockstep.trainer.optimizer import Optimizer
@@ -84,14 +86,29 @@ def test_packed_equals_transformers_eager_one_by_one(model, eager):
 
 def test_every_sink_of_every_head_gets_a_gradient_from_the_policy_loss(gpt_oss):
     samples = [
-        supervised_sample(f"s{i}", tokens.tolist(), [j > 3 for j in range(len(tokens))], weight=1 - 2 * (i % 2))
+        supervised_sample(f"s{i}", tokens.tolist(), [j > 3 for j in range(len(tokens))])
         for i, tokens in enumerate(tokens_of([30, 50, 20]))
     ]
     (microbatch,) = pack(samples, max_tokens=1000).microbatches
     trainer = Trainer(gpt_oss, Optimizer())
 
-    def loss(logprobs, microbatch):
-        return GRPO(importance_cap=0).loss(logprobs, None, logprobs.detach(), microbatch.advantages, denominator=88)
+    sequence = torch.arange(3).repeat_interleave(torch.tensor([26, 46, 16]))
+    algorithm = Algorithm(correction=Correction(weights=None))
+
+    def loss(outputs, microbatch):
+        logprobs, own = outputs.logprobs, sequence[microbatch.action_place]
+        tokens = ActionTokens(
+            engine_logprobs=logprobs.detach(),
+            old_logprobs=logprobs.detach(),
+            advantages=1.0 - 2 * (own % 2),
+            sequence=own,
+            trajectory=own,
+            turn=torch.zeros_like(own),
+            num_sequences=3,
+            num_trajectories=3,
+            loss_weights=torch.full((88,), 1 / 88),
+        )
+        return algorithm.token_losses(logprobs, outputs.entropies, tokens, None).sum()
 
     trainer.forward_backward(microbatch, loss)
     grads = {name: p.grad for name, p in gpt_oss.named_parameters() if name.endswith(".sinks")}

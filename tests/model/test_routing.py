@@ -26,8 +26,8 @@ def microbatch(lengths=(30, 20), routes=None, seed=0):
     return dataclasses.replace(found, routed_experts=routes)
 
 
-def total(logprobs, microbatch):
-    return logprobs.sum()
+def total(outputs, microbatch):
+    return outputs.logprobs.sum()
 
 
 def other_routes(routes, num_experts=8):
@@ -164,9 +164,7 @@ def test_ones_own_routes_are_replayed_however_far_the_weights_moved(gpt_oss):
     """A second update on a batch: the routes are the trainer's own, and aligned by construction."""
     trainer = Trainer(gpt_oss, Optimizer())
     first = trainer.logprobs(microbatch())
-    own = dataclasses.replace(
-        microbatch(routes=other_routes(first.routes)), old_logprobs=torch.zeros_like(first.logprobs)
-    )
+    own = dataclasses.replace(microbatch(routes=other_routes(first.routes)), own_routes=True)
     assert trainer.logprobs(own).route_agreement <= 0.5
 
 
