@@ -7,10 +7,11 @@ READY := $(VENV)/.ready
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup train test check format benchmark-step benchmark-model clean
+.PHONY: help setup train ablation test check format benchmark-step benchmark-model clean
 
 help:
 	@echo "make train           train a tiny GPT-OSS on Ledger (minutes, on a laptop's CPU)"
+	@echo "make ablation        what breaks a mixture of experts with sinks, one cause at a time (about 15 minutes, 2 cores)"
 	@echo "make test            run the tests"
 	@echo "make check           lint, formatting and types"
 	@echo "make benchmark-step  a whole GRPO step against TRL's, side by side"
@@ -30,6 +31,9 @@ $(READY): requirements.lock pyproject.toml
 
 train: setup
 	$(VENV)/bin/lockstep train recipes/ledger.py
+
+ablation: setup
+	$(VENV)/bin/python recipes/ablation.py
 
 test: setup
 	$(VENV)/bin/python -m pytest

@@ -7,8 +7,11 @@ An environment sees messages, never tokens. `ToolEnvironment` is the usual way t
 from __future__ import annotations
 
 import asyncio
+import inspect
+import math
+import reprlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -65,24 +68,70 @@ class Environment(Protocol):
 
 
 class EnvironmentFault(RuntimeError):
-    """An environment's own code failed. `__cause__` is what it raised."""
+    """An environment's own code failed. `__cause__` is what it raised, if it did."""
 
 
-async def guarded(what: str, awaitable: Any, *, timeout_s: float) -> Any:
-    """Await an environment's coroutine; whatever it raises, or a missed deadline, becomes an EnvironmentFault.
+class WrongResult(Exception):
+    """What an environment returned cannot be used. The message goes on from the name of the method."""
+
+
+async def guarded(
+    what: str, call: Callable[[], Any], *, timeout_s: float, check: Callable[[Any], Any] | None = None
+) -> Any:
+    """Call an environment's method and await it; whatever it raises, or a missed deadline, becomes an EnvironmentFault,
+    and so does a result that `check` refuses with WrongResult.
 
     This is the only broad `except` in Lockstep: environments are other people's code.
     """
     deadline = asyncio.timeout(timeout_s)
     try:
         async with deadline:
-            return await awaitable
+            result = call()
+            if not inspect.isawaitable(result):
+                raise WrongResult(f"returned {type(result).__name__} and not an awaitable: make it `async def`")
+            result = await result
+            return result if check is None else check(result)
+    except WrongResult as wrong:
+        raise EnvironmentFault(f"{what} {wrong}") from None
     except Exception as error:
         if deadline.expired():
             raise EnvironmentFault(
                 f"{what} did not finish within {timeout_s:g} s; raise rollout.environment_timeout_s or fix it"
             ) from error
         raise EnvironmentFault(f"{what} raised {type(error).__name__}: {error}") from error
+
+
+def expect(kind: type) -> Callable[[Any], Any]:
+    """A check for `guarded`: the result is a `kind`."""
+
+    def check(result: Any) -> Any:
+        if not isinstance(result, kind):
+            raise WrongResult(f"returned {type(result).__name__}, not {kind.__name__}")
+        return result
+
+    return check
+
+
+def reward_parts(result: Any) -> dict[str, float]:
+    """A check for `guarded`: named parts, each a finite number, with a finite sum; as plain floats."""
+    parts = {name: _number(part) for name, part in expect(Mapping)(result).items()}
+    for name, part in parts.items():
+        if not math.isfinite(part):
+            said = " ".join(reprlib.repr(result[name]).split())
+            raise WrongResult(f"returned {name}={said}: every part of a reward must be a finite number")
+    if not math.isfinite(sum(parts.values())):
+        raise WrongResult("returned parts whose sum is not finite: scale the reward down")
+    return parts
+
+
+def _number(part: Any) -> float:
+    """NaN for what is no number, text that spells one included."""
+    if isinstance(part, str | bytes | bytearray):
+        return math.nan
+    try:
+        return float(part)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last is what an array of several raises
+        return math.nan
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lockstep.engine.engine import Completion, Engine, EngineError, Sampling
-from lockstep.rollout.environment import Environment, EnvironmentFault, Start, guarded
+from lockstep.rollout.environment import Environment, EnvironmentFault, Start, Step, expect, guarded, reward_parts
 from lockstep.rollout.renderer import Renderer
-from lockstep.types import Message, StopReason, Task, Trajectory, Turn
+from lockstep.types import Message, StopReason, Task, Trajectory, Turn, UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +40,18 @@ class Rollout:
     """How many versions the sampling weights may be older than the trainer's; 0 is on policy."""
     engine_retries: int = 1
     """How often a failed generation is tried again before the trajectory is masked."""
+    engine_timeout_s: float = 600.0
+    """Seconds one generation may take, its wait for a place in the batch included; a later one counts as failed."""
+    max_refills: int = 0
+    """Replace groups whose rewards are all equal, which teach group-relative methods nothing, by groups on further
+    tasks (dynamic sampling): at most so many further rounds a step, each of as many tasks as are missing. 0 takes
+    groups as they come."""
+
+    def __post_init__(self) -> None:
+        if not self.engine_timeout_s > 0:
+            raise UserError(f"rollout.engine_timeout_s={self.engine_timeout_s}: must be above 0; 600 is usual")
+        if self.max_refills < 0:
+            raise UserError(f"rollout.max_refills={self.max_refills}: must be at least 0; 0 takes groups as they come")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,15 +91,14 @@ class Attempt:
     async def run(self) -> Trajectory:
         """Never raises for what the environment or the engine did; see StopReason."""
         try:
-            start = await self._guard("start", self.environment.start(self.task))
+            start = await self._guard("start", lambda: self.environment.start(self.task), expect(Start))
         except EnvironmentFault as fault:
             return self._trajectory("environment_error", {}, str(fault))
         parts: Mapping[str, float] = {}
         error = None
         try:
             stop_reason = await self._play(start)
-            reward = self.environment.reward(start.state, self.messages, stop_reason != "done")
-            parts = await self._guard("reward", reward)
+            parts = await self._reward(start, truncated=stop_reason != "done")
         except EnvironmentFault as fault:
             stop_reason, error = "environment_error", str(fault)
         except EngineError as fault:
@@ -98,9 +110,17 @@ class Attempt:
     async def _close(self, start: Start) -> None:
         """Release what the environment holds; a failure to is counted, and takes no finished trajectory along."""
         try:
-            await self._guard("close", self.environment.close(start.state))
+            await self._guard("close", lambda: self.environment.close(start.state))
         except EnvironmentFault:
             self.events["close_failed"] += 1
+
+    async def _step(self, start: Start, action: Sequence[Message]) -> Step:
+        return await self._guard("step", lambda: self.environment.step(start.state, action), expect(Step))
+
+    async def _reward(self, start: Start, *, truncated: bool) -> Mapping[str, float]:
+        return await self._guard(
+            "reward", lambda: self.environment.reward(start.state, self.messages, truncated), reward_parts
+        )
 
     async def _play(self, start: Start) -> StopReason:
         policy, limits = self.policy, self.policy.settings
@@ -132,7 +152,7 @@ class Attempt:
                 self.events[f"malformed/{parsed.malformed}"] += 1
                 answers = (Message(role="tool", name="functions.parser", content=f"Error: {parsed.explanation}"),)
             else:
-                step = await self._guard("step", self.environment.step(start.state, parsed.messages))
+                step = await self._step(start, parsed.messages)
                 self.events.update(step.events)
                 if step.done:
                     return "done"
@@ -152,17 +172,32 @@ class Attempt:
         )
         for attempt in range(policy.settings.engine_retries + 1):
             try:
-                return await policy.engine.generate(self.history, sampling)
+                return await self._ask(sampling)
             except EngineError:
                 self.events["engine_retries"] += 1
                 if attempt == policy.settings.engine_retries:
                     raise
         raise AssertionError("unreachable")
 
-    async def _guard(self, what: str, awaitable: Any) -> Any:
-        return await guarded(
-            f"{type(self.environment).__name__}.{what}", awaitable, timeout_s=self.policy.settings.environment_timeout_s
-        )
+    async def _ask(self, sampling: Sampling) -> Completion:
+        """One generation. Raises EngineError when it fails, or misses its deadline and is cancelled."""
+        engine, timeout_s = self.policy.engine, self.policy.settings.engine_timeout_s
+        deadline = asyncio.timeout(timeout_s)
+        try:
+            async with deadline:
+                return await engine.generate(self.history, sampling)
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise EngineError(
+                f"{type(engine).__name__}.generate did not finish within {timeout_s:g} s (trajectory {self.id}, turn "
+                f"{len(self.turns)}: prompt of {len(self.history)} tokens, up to {sampling.max_tokens} sampled); "
+                "raise rollout.engine_timeout_s or lower rollout.max_action_tokens"
+            ) from error
+
+    async def _guard(self, what: str, call: Callable[[], Any], check: Callable[[Any], Any] | None = None) -> Any:
+        name = f"{type(self.environment).__name__}.{what}"
+        return await guarded(name, call, timeout_s=self.policy.settings.environment_timeout_s, check=check)
 
     def _trajectory(self, stop_reason: StopReason, parts: Mapping[str, float], error: str | None) -> Trajectory:
         return Trajectory(

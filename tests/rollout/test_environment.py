@@ -1,10 +1,22 @@
 """ToolEnvironment's steps and rewards, and the one boundary that turns whatever an environment raises into a fault."""
 
 import asyncio
+import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
+import torch
 
-from lockstep.rollout.environment import EnvironmentFault, Start, Step, ToolEnvironment, guarded
+from lockstep.rollout.environment import (
+    EnvironmentFault,
+    Start,
+    Step,
+    ToolEnvironment,
+    expect,
+    guarded,
+    reward_parts,
+)
 from lockstep.rollout.tool import ToolError, tool
 from lockstep.types import Message, Task
 
@@ -180,20 +192,20 @@ async def raises(error):
 
 def test_the_boundary_lets_results_through():
     start = Start(messages=())
-    assert asyncio.run(guarded("Shop.start", returns(start), timeout_s=1)) is start
+    assert asyncio.run(guarded("Shop.start", lambda: returns(start), timeout_s=1)) is start
 
 
 @pytest.mark.parametrize("error", [KeyError("price"), ValueError("no\nprice"), AssertionError(), StopAsyncIteration()])
 def test_the_boundary_turns_every_exception_into_a_fault(error):
     with pytest.raises(EnvironmentFault) as fault:
-        asyncio.run(guarded("Shop.step", raises(error), timeout_s=1))
+        asyncio.run(guarded("Shop.step", lambda: raises(error), timeout_s=1))
     assert str(fault.value) == f"Shop.step raised {type(error).__name__}: {error}"
     assert fault.value.__cause__ is error
 
 
 def test_the_boundary_does_not_wait_for_ever():
     with pytest.raises(EnvironmentFault) as fault:
-        waiting = guarded("Shop.reward", asyncio.Event().wait(), timeout_s=0.01)
+        waiting = guarded("Shop.reward", asyncio.Event().wait, timeout_s=0.01)
         asyncio.run(asyncio.wait_for(waiting, timeout=10))
     assert str(fault.value).startswith("Shop.reward did not finish within 0.01 s; raise rollout.environment_timeout_s")
 
@@ -202,7 +214,7 @@ def test_the_boundary_does_not_wait_for_ever():
 def test_the_boundary_keeps_out_of_what_is_no_error(error):
     async def caught():
         try:
-            await guarded("Shop.step", raises(error), timeout_s=1)
+            await guarded("Shop.step", lambda: raises(error), timeout_s=1)
         except BaseException as found:
             return found
 
@@ -211,7 +223,97 @@ def test_the_boundary_keeps_out_of_what_is_no_error(error):
 
 def test_a_timeout_of_the_environment_s_own_is_reported_as_what_it_is():
     with pytest.raises(EnvironmentFault, match="raised TimeoutError: the database is down"):
-        asyncio.run(guarded("Shop.step", raises(TimeoutError("the database is down")), timeout_s=60))
+        asyncio.run(guarded("Shop.step", lambda: raises(TimeoutError("the database is down")), timeout_s=60))
+
+
+def fault_of(call, check=None):
+    with pytest.raises(EnvironmentFault) as fault:
+        asyncio.run(guarded("Shop.reward", call, timeout_s=1, check=check))
+    return fault.value
+
+
+@pytest.mark.parametrize("error", [KeyError("price"), StopIteration(3), AssertionError()])
+def test_a_plain_method_that_raises_is_within_the_boundary(error):
+    def plain():
+        raise error
+
+    fault = fault_of(plain)
+    assert str(fault) == f"Shop.reward raised {type(error).__name__}: {error}"
+    assert fault.__cause__ is error
+
+
+def test_a_plain_method_s_result_is_refused():
+    said = "Shop.reward returned dict and not an awaitable: make it `async def`"
+    assert str(fault_of(lambda: {"correct": 1.0})) == said
+
+
+def test_any_awaitable_will_do():
+    async def awaited():
+        future = asyncio.get_running_loop().create_future()
+        future.set_result(3)
+        return await guarded("Shop.step", lambda: future, timeout_s=1)
+
+    assert asyncio.run(awaited()) == 3
+
+
+def test_a_check_refuses_or_replaces_a_result():
+    assert str(fault_of(lambda: returns(None), expect(Step))) == "Shop.reward returned NoneType, not Step"
+    step = Step(done=True)
+    assert asyncio.run(guarded("Shop.step", lambda: returns(step), timeout_s=1, check=expect(Step))) is step
+    assert asyncio.run(guarded("Shop.step", lambda: returns(step), timeout_s=1, check=lambda s: s.done)) is True
+
+
+def test_what_breaks_a_check_is_within_the_boundary():
+    class Odd(dict):
+        def items(self):
+            raise OSError("disk")
+
+    assert str(fault_of(lambda: returns(Odd()), reward_parts)) == "Shop.reward raised OSError: disk"
+
+
+def test_reward_parts_become_plain_floats():
+    """Whatever is one real number: of Python, numpy or torch."""
+    given = {"a": 1, "b": True, "c": np.float32(0.25), "d": np.bool_(True), "e": torch.tensor(0.5), "f": Fraction(3, 4)}
+    parts = reward_parts(given)
+    assert parts == {"a": 1.0, "b": 1.0, "c": 0.25, "d": 1.0, "e": 0.5, "f": 0.75}
+    assert {type(part) for part in parts.values()} == {float}
+    assert reward_parts({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (math.nan, "nan"),
+        (math.inf, "inf"),
+        (-math.inf, "-inf"),
+        (None, "None"),
+        ("1.0", "'1.0'"),
+        (b"1", "b'1'"),
+        (bytearray(b"1"), None),
+        ([1.0], "[1.0]"),
+        (1j, "1j"),
+        (10**400, None),
+        (np.zeros((3, 3)), None),
+        (torch.zeros(40, 2), None),
+    ],
+)
+def test_a_part_that_is_no_finite_number_is_a_fault_of_one_line(part, said):
+    message = str(fault_of(lambda: returns({"fine": 1.0, "correct": part}), reward_parts))
+    assert message.startswith("Shop.reward returned correct=")
+    assert message.endswith(": every part of a reward must be a finite number")
+    assert said is None or f"correct={said}:" in message
+    assert "\n" not in message and len(message) < 160
+
+
+@pytest.mark.parametrize("reward", [1.0, None, [("correct", 1.0)]])
+def test_a_reward_without_names_is_a_fault(reward):
+    message = str(fault_of(lambda: returns(reward), reward_parts))
+    assert message == f"Shop.reward returned {type(reward).__name__}, not Mapping"
+
+
+def test_a_sum_that_overflows_is_a_fault():
+    message = str(fault_of(lambda: returns({"a": 1e308, "b": 1e308}), reward_parts))
+    assert message == "Shop.reward returned parts whose sum is not finite: scale the reward down"
 
 
 def test_a_tool_environment_must_be_given_its_tasks_and_its_grade():

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from lockstep.data.samples import to_samples
-from lockstep.engine.engine import Completion, EngineError
+from lockstep.engine.embedded import EmbeddedEngine
+from lockstep.engine.engine import Completion, EngineError, Sampling
 from lockstep.engine.scripted import ScriptedEngine, scripted_logprob
 from lockstep.rollout.environment import Start, Step
 from lockstep.rollout.renderer import Extension, Parsed
 from lockstep.rollout.trajectory import Attempt, Policy, Rollout, seed_of, turn_routes
-from lockstep.types import Message, Task, ToolDescription
+from lockstep.types import Message, Task, ToolDescription, UserError
 
 TASK = Task(id="task", messages=(Message(role="user", content="10 11 12"),))
 TOOLS = (ToolDescription(name="adder", description="Add.", parameters={}),)
@@ -202,7 +203,7 @@ def test_a_rewritten_history_splits_the_samples():
     ]
     assert engine.prompts[2] == (99, 71, 9)
     assert engine.prompts[3] == (99, 71, 9, 22, 72, 9)
-    samples = to_samples(trajectory, 1.0)
+    samples = to_samples(trajectory)
     assert [sample.tokens.tolist() for sample in samples] == [[10, 11, 12, 9, 20, 70, 9, 21], [99, 71, 9, 22, 72, 9, 3]]
 
 
@@ -255,6 +256,177 @@ def test_a_failure_to_close_does_not_take_the_trajectory_along(fault):
     trajectory, _ = play([[FINAL]], Environment(close=fault), environment_timeout_s=0.01)
     assert (trajectory.stop_reason, trajectory.error, trajectory.reward) == ("done", None, 1.5)
     assert trajectory.events["close_failed"] == 1
+
+
+@pytest.mark.parametrize("where", ["start", "step", "reward"])
+def test_a_plain_method_that_raises_masks_the_trajectory(where):
+    class Plain(Environment):
+        pass
+
+    def fails(self, *arguments):
+        self.log.append(where)
+        raise KeyError("price")
+
+    setattr(Plain, where, fails)
+    environment = Plain(start="raises") if where == "start" else Plain()
+    trajectory, _ = play([[20], [FINAL]], environment)
+    assert (trajectory.stop_reason, trajectory.error) == (
+        "environment_error",
+        f"Plain.{where} raised KeyError: 'price'",
+    )
+    assert (trajectory.reward, trajectory.reward_parts) == (0.0, {})
+
+
+@pytest.mark.parametrize("where", ["start", "step", "reward"])
+@pytest.mark.parametrize(
+    ("plain", "said"), [(True, "not an awaitable: make it `async def`"), (False, "NoneType, not ")]
+)
+def test_a_method_that_returns_what_cannot_be_used_masks_the_trajectory(where, plain, said):
+    class Wrong(Environment):
+        pass
+
+    async def returns(self, *arguments):
+        return None
+
+    setattr(Wrong, where, (lambda self, *arguments: None) if plain else returns)
+    environment = Wrong(start="returns nothing") if where == "start" else Wrong()
+    trajectory, _ = play([[20], [FINAL]], environment)
+    assert trajectory.stop_reason == "environment_error"
+    assert trajectory.error.startswith(f"Wrong.{where} returned NoneType")
+    assert said in trajectory.error
+
+
+def test_a_plain_close_is_counted():
+    class Plain(Environment):
+        def close(self, state):
+            self.log.append("close")
+
+    trajectory, _ = play([[FINAL]], Plain())
+    assert (trajectory.stop_reason, trajectory.error, trajectory.events["close_failed"]) == ("done", None, 1)
+
+
+@pytest.mark.parametrize("part", [float("nan"), float("inf"), None, "1"])
+def test_a_reward_that_is_no_number_masks_the_trajectory(part):
+    class Odd(Environment):
+        async def reward(self, state, messages, truncated):
+            return {"bonus": 0.5, "correct": part}
+
+    trajectory, _ = play([[FINAL]], Odd())
+    assert (trajectory.stop_reason, trajectory.reward, trajectory.reward_parts) == ("environment_error", 0.0, {})
+    assert trajectory.error == f"Odd.reward returned correct={part!r}: every part of a reward must be a finite number"
+
+
+class Stuck(ScriptedEngine):
+    """Hangs where the script says so, and keeps what became of those calls."""
+
+    def __init__(self, script):
+        super().__init__(script)
+        self.ends = []
+
+    async def generate(self, prompt, sampling):
+        completion = await super().generate(prompt, sampling)
+        if completion.tokens == (99,):
+            try:
+                await asyncio.Event().wait()
+            except BaseException as error:
+                self.ends.append(type(error))
+                raise
+        return completion
+
+
+def play_stuck(script, environment=None, **settings):
+    engine = Stuck(script)
+    limits = dataclasses.replace(Rollout(engine_timeout_s=0.005, max_action_tokens=10), **settings)
+    policy = Policy(engine=engine, renderer=Renderer(), settings=limits, temperature=1.0)
+
+    async def played():
+        attempt = Attempt(policy, environment or Environment(), TASK, "3/1", seed=5)
+        return await asyncio.wait_for(attempt.run(), timeout=20)
+
+    return asyncio.run(played()), engine
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_an_engine_that_hangs_is_cancelled_and_in_the_end_masks_the_trajectory(retries):
+    environment = Environment()
+    trajectory, engine = play_stuck([[20], *[[99]] * (retries + 1)], environment, engine_retries=retries)
+    assert engine.ends == [asyncio.CancelledError] * (retries + 1)
+    assert trajectory.stop_reason == "engine_error"
+    assert trajectory.error == (
+        "Stuck.generate did not finish within 0.005 s (trajectory 3/1, turn 1: prompt of 7 tokens, up to 10 sampled); "
+        "raise rollout.engine_timeout_s or lower rollout.max_action_tokens"
+    )
+    assert trajectory.events == {"calls": 1, "engine_retries": retries + 1}
+    assert environment.log == ["start", "step", "close"]
+
+
+def test_an_engine_that_hangs_once_is_asked_again():
+    """Each try has the whole time; the deadline of one does not run on into the next."""
+    trajectory, engine = play_stuck([[99], [20], [FINAL]])
+    assert (trajectory.stop_reason, trajectory.error) == ("done", None)
+    assert trajectory.events == {"engine_retries": 1, "calls": 1, "finals": 1}
+    assert engine.prompts[0] == engine.prompts[1]
+    assert engine.samplings[0] == engine.samplings[1]
+    assert engine.ends == [asyncio.CancelledError]
+
+
+def test_a_timeout_within_the_engine_is_not_taken_for_the_deadline():
+    with pytest.raises(TimeoutError, match="of its own"):
+        play([TimeoutError("of its own")])
+
+
+def test_cancelling_a_trajectory_cancels_its_generation_and_is_no_timeout():
+    environment = Environment()
+
+    async def cancelled():
+        engine = Stuck([[99]])
+        policy = Policy(engine=engine, renderer=Renderer(), settings=Rollout(), temperature=1.0)
+        task = asyncio.create_task(Attempt(policy, environment, TASK, "x", seed=0).run())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return engine.ends
+
+    assert asyncio.run(cancelled()) == [asyncio.CancelledError]
+    assert environment.log == ["start", "close"]
+
+
+def test_a_generation_that_missed_its_deadline_leaves_the_embedded_engine(gpt_oss):
+    async def missed():
+        engine = EmbeddedEngine(gpt_oss)
+        settings = Rollout(engine_timeout_s=1e-9, engine_retries=0, max_action_tokens=500)
+        policy = Policy(engine=engine, renderer=Renderer(), settings=settings, temperature=1.0)
+        trajectory = await Attempt(policy, Environment(), TASK, "x", seed=0).run()
+        await engine.update_weights(1)  # refuses while a request runs
+        return trajectory, await engine.generate(
+            (10, 11), Sampling(temperature=0, max_tokens=2, stop_token_ids=(), seed=0)
+        )
+
+    trajectory, completion = asyncio.run(missed())
+    assert trajectory.stop_reason == "engine_error"
+    assert trajectory.error.startswith("EmbeddedEngine.generate did not finish within 1e-09 s")
+    assert (completion.weights_version, len(completion.tokens)) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"engine_timeout_s": 0.0}, "rollout.engine_timeout_s=0.0: must be above 0; 600 is usual"),
+        ({"engine_timeout_s": float("nan")}, "rollout.engine_timeout_s=nan: must be above 0; 600 is usual"),
+        ({"max_refills": -1}, "rollout.max_refills=-1: must be at least 0; 0 takes groups as they come"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, said):
+    with pytest.raises(UserError) as error:
+        Rollout(**options)
+    assert str(error.value) == said
+
+
+def test_options_at_their_limits_are_taken():
+    assert Rollout().max_refills == 0  # groups as they come, unless asked for
+    Rollout(max_refills=1, engine_timeout_s=1e-9)
 
 
 def test_an_environments_own_timeout_is_not_taken_for_the_deadline():
