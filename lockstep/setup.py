@@ -73,6 +73,11 @@ def _prepare(run: Run, checkpoint: Path | None) -> Parts:
     for split, tasks in (("train", train_tasks), ("heldout", heldout_tasks)):
         if not tasks:
             raise ConfigError(f"{type(environment).__name__} has no {split} tasks")
+    if len(train_tasks) < run.rollout.num_prompts:
+        raise ConfigError(
+            f"rollout.num_prompts={run.rollout.num_prompts}: {type(environment).__name__} has {len(train_tasks)} train "
+            "tasks, and no step takes one twice; lower it"
+        )
     tools = asyncio.run(_tools(run, train_tasks[0]))
     if checkpoint is None and run.model == "tiny":
         tokenizer = build_tokenizer(_texts(train_tasks, demonstrations, tools), run.tiny.vocab_size)

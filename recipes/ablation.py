@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -49,7 +50,7 @@ NO_SINK = -30.0  # exp(-30) of the softmax: nothing
 ROUTER_NOISE = 0.15  # of the router's input: about a tenth of the choices change between two passes
 
 # An ablation wants to see what an alarm would stop.
-SILENT = Alarms(**{field.name: None for field in dataclasses.fields(Alarms) if field.name != "patience"})
+OFF: dict[str, Any] = {field.name: None for field in dataclasses.fields(Alarms) if field.name != "patience"}
 
 
 class OtherEngine(EmbeddedEngine):
@@ -189,7 +190,7 @@ def make_run(name: str, out: Path, *, steps: int, cold_steps: int, seed: int) ->
         algorithm=Algorithm(),
         optimizer=Optimizer(learning_rate=6e-4, decay_share=1.0, final_share=0.2),
         evaluation=Evaluation(num_tasks=128),
-        alarms=SILENT,
+        alarms=Alarms(**OFF),
         checkpoint_every=10**6,
         tensorboard=False,
         threads=1,

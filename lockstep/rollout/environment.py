@@ -130,7 +130,7 @@ def _number(part: Any) -> float:
         return math.nan
     try:
         return float(part)
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last is what an array of several raises
+    except (TypeError, ValueError, OverflowError):
         return math.nan
 
 
