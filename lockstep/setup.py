@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,7 +158,10 @@ def make_learner(run: Run, model: PreTrainedModel, directory: Path) -> Learner:
     if run.algorithm.kl is not None:
         folder = directory / "reference"
         if not folder.exists():
-            save_model(model, folder)
+            unfinished = directory / ".reference.tmp"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            save_model(model, unfinished)
+            unfinished.rename(folder)
         frozen = load_model(folder, dtype=run.precision.torch_dtype)
         reference = Trainer(
             frozen, None, temperature=run.rollout.temperature, precision=run.precision, replay_routes=False

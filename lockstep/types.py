@@ -183,7 +183,7 @@ class Microbatch:
     sequence's first token); action_place int64 [A]: each action token's place among those of all the step's samples, in
     the samples' order, where everything else that is known of it stands; sample_ids names the samples' trajectories;
     routed_experts uint8 [T, layers, top_k], the routes to replay, or None; own_routes: they are those of a pass of the
-    trainer's, not the engine's.
+    trainer's, or were compared with one, and are not to be compared with the live router's again.
     """
 
     tokens: torch.Tensor

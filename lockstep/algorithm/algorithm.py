@@ -44,8 +44,8 @@ class Algorithm(Generic[AdvantagesT, LossT]):
     overlong: OverlongPenalty | None = None
     """A penalty on trajectories near their length limit (DAPO)."""
     filter_truncated: bool = False
-    """Trajectories that a limit cut short are not trained on; they stay in their group's baseline (DAPO's overlong
-    filtering)."""
+    """Trajectories that a limit cut short are not trained on; their rewards and lengths stay in their group's baseline
+    (DAPO's overlong filtering)."""
     epochs: int = 1
     """How often each batch is used. Old log-probs and expert routes are those before the first update; later passes
     replay the routes, so that no router's flip looks like a change of the policy."""
@@ -85,6 +85,18 @@ class Algorithm(Generic[AdvantagesT, LossT]):
         if self.old_logprobs == "recomputed" and bypass:
             raise ValueError(
                 "algorithm.old_logprobs=recomputed: in bypass mode the old log-probs are the engine's; use current"
+            )
+        if bypass and self.correction.needs_batch and self.num_updates > 1:
+            raise ValueError(
+                "algorithm.correction: in bypass mode it is that of each update's own policy, but normalize and "
+                f"rejected_in_denominator=False count once, and there are {self.num_updates} updates; use anchor "
+                "decoupled, or one update"
+            )
+        corrects = self.correction.weights is not None or self.correction.can_drop
+        if self.old_logprobs == "recomputed" and not (self.loss.uses_ratio or corrects or self.kl):
+            raise ValueError(
+                f"algorithm.old_logprobs=recomputed: {type(self.loss).__name__} takes no ratio to them, and nothing "
+                "else does; use current"
             )
         self.correction.check(loss_uses_ratio=self.loss.uses_ratio)
 

@@ -53,12 +53,13 @@ class ActionTokens:
 class Outcomes:
     """What a step's N trajectories were worth, for an advantage estimator. Constants all, float64 unless said.
 
-    rewards [N]: a whole trajectory's. group int64 [N]: 0..num_groups-1, the trajectories on one task. greedy_rewards
-    [N]: of the greedy trajectory on the same task, or None. trajectory int64 [A]: each token's trajectory.
-    token_rewards [A]: what single tokens cost or earned beside that (a KL penalty), zeros without. values [A]: the
-    critic's, of the state before each token, or None. square_norms [A]: of the gradient of each token's log-prob with
-    respect to its logits, 1 - 2 p(token) + sum_v p(v)^2, or None. weights [A]: importance weights of trainer over
-    engine, ones without.
+    rewards [N]: a whole trajectory's. lengths int64 [N]: sampled tokens of whole trajectories, also of those that are
+    not trained on and have no tokens here; None: as many as are here. group int64 [N]: 0..num_groups-1, the
+    trajectories on one task. greedy_rewards [N]: of the greedy trajectory on the same task, or None. trajectory int64
+    [A]: each token's trajectory. token_rewards [A]: what single tokens cost or earned beside that (a KL penalty), zeros
+    without. values [A]: the critic's, of the state before each token, or None. square_norms [A]: of the gradient of
+    each token's log-prob with respect to its logits, 1 - 2 p(token) + sum_v p(v)^2, or None. weights [A]: importance
+    weights of trainer over engine, ones without.
     """
 
     rewards: torch.Tensor
@@ -67,6 +68,7 @@ class Outcomes:
     trajectory: torch.Tensor
     token_rewards: torch.Tensor
     weights: torch.Tensor
+    lengths: torch.Tensor | None = None
     greedy_rewards: torch.Tensor | None = None
     values: torch.Tensor | None = None
     square_norms: torch.Tensor | None = None

@@ -121,12 +121,17 @@ class Learner:
         """From passes with the weights before the first update: old log-probs, the correction, the routes."""
         logprobs = state.flat(passes, lambda each: each.logprobs)
         state.first, state.old_known = passes, True
-        corrected = self.algorithm.correct(logprobs, state.tokens)
-        if self.algorithm.correction.anchor == "decoupled":
+        state.corrected = self.algorithm.correct(logprobs, state.tokens)
+        correction = self.algorithm.correction
+        if correction.anchor == "decoupled":
             state.tokens = dataclasses.replace(state.tokens, old_logprobs=logprobs)
-        state.tokens = dataclasses.replace(state.tokens, weights=corrected.weights, kept=corrected.kept)
+        if correction.anchor == "decoupled" or correction.needs_batch:  # else each update's own policy decides
+            weights, kept = state.corrected.weights, state.corrected.kept
+            state.tokens = dataclasses.replace(state.tokens, weights=weights, kept=kept)
         if self.algorithm.old_logprobs == "current":
             state.replay(passes)
+        else:
+            state.trust_routes()
 
     def _judge(self, state: Step, step: int) -> None:
         """Values, reference, advantages, and the tokens' shares of the loss."""
@@ -159,6 +164,7 @@ class Learner:
             rewards=found.rewards,
             group=found.group,
             num_groups=found.num_groups,
+            lengths=torch.tensor([trajectory.num_action_tokens for trajectory in found.trajectories]),
             trajectory=tokens.trajectory,
             token_rewards=token_rewards,
             weights=torch.ones_like(token_rewards) if tokens.weights is None else tokens.weights.double(),
@@ -245,7 +251,8 @@ class Learner:
             return
         observed = kl_estimate(tokens.old_logprobs, tokens.reference_logprobs, "k3").mean().item()
         state.metrics |= {"reference/kl": observed, "reference/coefficient": self.kl.coefficient}
-        self.kl = self.kl.adapted(observed, tokens.num_trajectories)
+        if state.epochs:  # not while only the critic learns
+            self.kl = self.kl.adapted(observed, tokens.num_trajectories)
 
 
 def _value_loss(loss: ValueLoss, batch: Batch, tokens: ActionTokens, values: torch.Tensor) -> torch.Tensor:

@@ -51,11 +51,12 @@ def report(algorithm: Algorithm, state: Step, *, step: int, deterministic: bool)
             f"precision.deterministic: engine and trainer differ by up to {metrics['mismatch/max_abs']} in a token's "
             "log-prob, but must agree exactly; this processor's matrix products depend on the batch: set it to False"
         )
-    if tokens.weights is not None and tokens.kept is not None:
+    if state.corrected is not None:
         weights = algorithm.correction.weights
         bounded = weights is not None and weights.outside == "truncate" and not weights.normalize
         upper = weights.upper if weights is not None and bounded else None
-        metrics |= correction_metrics(tokens.weights, tokens.kept, tokens.sequence, tokens.num_sequences, upper=upper)
+        applied = state.corrected.weights, state.corrected.kept
+        metrics |= correction_metrics(*applied, tokens.sequence, tokens.num_sequences, upper=upper)
     metrics |= _ratios(algorithm, state)
     metrics |= advantage_metrics(tokens.advantages, tokens.trajectory, tokens.num_trajectories)
     metrics |= entropy_metrics(entropies)

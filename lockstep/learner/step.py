@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lockstep.algorithm.correction import Corrected
 from lockstep.algorithm.tokens import ActionTokens
 from lockstep.learner.experience import Experience
 from lockstep.trainer.trainer import Pass
@@ -19,7 +20,8 @@ from lockstep.types import Batch, Microbatch
 class Step:
     """Its minibatches, its tokens (A in all) as far as they are known, and what was seen.
 
-    old_known: whether the tokens' old log-probs and correction are. first: the passes over all microbatches with the
+    old_known: whether the tokens' old log-probs are. corrected: the rollout correction of the weights before the step.
+    first: the passes over all microbatches with the
     weights before the step. epochs: those of each epoch's updates. metrics: of the updates themselves.
     """
 
@@ -27,6 +29,7 @@ class Step:
     batches: list[Batch]
     tokens: ActionTokens
     old_known: bool = False
+    corrected: Corrected | None = None
     first: list[Pass] = field(default_factory=list)
     epochs: list[list[Pass]] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
@@ -49,6 +52,15 @@ class Step:
         left = iter(passes)
         self.batches = [
             dataclasses.replace(batch, microbatches=[_replaying(m, next(left)) for m in batch.microbatches])
+            for batch in self.batches
+        ]
+
+    def trust_routes(self) -> None:
+        """Later passes keep the engine's routes, which were checked once: weights that moved no longer choose them."""
+        self.batches = [
+            dataclasses.replace(
+                batch, microbatches=[dataclasses.replace(m, own_routes=True) for m in batch.microbatches]
+            )
             for batch in self.batches
         ]
 

@@ -112,7 +112,9 @@ def square_norms(
 ) -> torch.Tensor:
     """[A]: the squared norm of each token's log-prob's gradient in its logits: 1 - 2 p + sum_v
     p(v)^2."""
-    collisions = collision_probabilities(hidden.detach(), _head(model), temperature=temperature)
+    collisions = collision_probabilities(
+        hidden.detach(), _head(model), temperature=temperature, fp32_head=precision.fp32_head
+    )
     return 1 - 2 * logprobs.detach().exp() + collisions
 
 

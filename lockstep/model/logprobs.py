@@ -45,10 +45,12 @@ def selected_logprobs(
 
 
 @torch.no_grad()
-def collision_probabilities(hidden: torch.Tensor, head: torch.Tensor, *, temperature: float = 1.0) -> torch.Tensor:
+def collision_probabilities(
+    hidden: torch.Tensor, head: torch.Tensor, *, temperature: float = 1.0, fp32_head: bool = True
+) -> torch.Tensor:
     """sum_v p(v)^2 with p = softmax(hidden @ head.T / temperature): [A] from hidden [A, H] and head [V, H]. No
-    gradient. Memory as in `selected_logprobs`."""
-    logits = Logits(hidden, head, temperature, fp32_head=True)
+    gradient. Memory and fp32_head as in `selected_logprobs`."""
+    logits = Logits(hidden, head, temperature, fp32_head)
     best, total, squares = hidden.new_zeros(3, len(hidden), dtype=logits.dtype)
     best.fill_(torch.finfo(logits.dtype).min)
     for _, weight in logits.blocks():

@@ -39,8 +39,9 @@ class Updater:
         """Whether a gradient came through the attention of this sink, as far as its other parameters tell. None does
         in a critic's first step, whose value head is still 0."""
         attention = sink.removesuffix("sinks")
-        others = [p for name, p in self.masters.parameters.items() if name.startswith(attention) and name != sink]
-        return not others or any(map(_has_gradient, others))
+        model = {n: p for n, p in self.masters.parameters.items() if n != sink and not n.startswith("value_head.")}
+        beside = [parameter for name, parameter in model.items() if name.startswith(attention)]
+        return any(map(_has_gradient, beside or model.values()))
 
     def discard(self) -> None:
         """Forget the accumulated gradients."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lockstep.algorithm.advantages.gae import GAE
 from lockstep.algorithm.advantages.grpo import GRPO
+from lockstep.algorithm.advantages.opo import OPO
 from lockstep.algorithm.advantages.remax import ReMax
 from lockstep.algorithm.advantages.rloo import RLOO
 from lockstep.algorithm.algorithm import Algorithm
@@ -195,16 +196,19 @@ def test_dealing_differs_from_step_to_step(small, groups):
 
 
 def test_each_minibatch_has_denominators_of_its_own(small, on_policy):
-    """Token-mean of |A| = 1 tokens: the gradients' absolute sum is the share of tokens with an advantage."""
+    """Each token-mean is over its own tokens; the loss that is reported is the updates' mean."""
     algorithm = Algorithm(advantages=GRPO(normalize=False), correction=UNCORRECTED, minibatches=2)
     probe = Probe(small, algorithm, learning_rate=0.0)
-    probe.update(on_policy)
+    report = probe.update(on_policy)
     owner = tokens_of(on_policy).trajectory
     rewards = torch.tensor([[t.reward for t in group.trajectories] for group in on_policy]).double()
     advantages = (rewards - rewards.mean(1, keepdim=True)).flatten()
+    losses = []
     for part in probe.tokens:
         expected = {place: -advantages[owner[place]].item() / len(part) for place in part}
         assert part == pytest.approx(expected, rel=1e-3, abs=1e-9)
+        losses.append(sum(expected.values()))
+    assert report.metrics["loss"] == pytest.approx(sum(losses) / 2, rel=1e-3)
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -433,6 +437,57 @@ def test_truncated_trajectories_stay_in_the_baseline(small, on_policy):
     assert len(everything.tokens[0]) == 24
 
 
+def test_truncated_trajectories_keep_their_length_in_the_baseline(small, on_policy):
+    """OPO: rewards 1, 0, 0.5, 0 and lengths 3, 6, 6, 9 give the baseline (3 + 3) / 24 = 0.25, whoever is trained on."""
+    group = on_policy[0]
+    lengths = [t.num_action_tokens for t in group.trajectories]
+    rewards = [t.reward for t in group.trajectories]
+    baseline = sum(n * r for n, r in zip(lengths, rewards, strict=True)) / sum(lengths)
+    kept = (truncated(group.trajectories[0]), *group.trajectories[1:])
+    algorithm = Algorithm(advantages=OPO(), correction=UNCORRECTED, filter_truncated=True)
+    probe = Probe(small, algorithm)
+    probe.update([dataclasses.replace(group, trajectories=kept)])
+    num_trained = sum(lengths[1:])
+    expected = [-(r - baseline) for r, n in zip(rewards[1:], lengths[1:], strict=True) for _ in range(n)]
+    assert [g * num_trained for g in probe.tokens[0].values()] == pytest.approx(expected, rel=1e-4)
+
+
+def test_in_bypass_mode_each_update_is_weighed_by_its_own_policy(small, groups):
+    """A loss without ratio: a token's gradient is -A w / N with w = pi / mu of the policy at that update."""
+    weights = ImportanceWeights(upper=math.inf)
+    algorithm = Algorithm(
+        loss=PolicyGradient(), correction=Correction(anchor="bypass", weights=weights), epochs=2, entropy_coefficient=0
+    )
+    probe = Probe(small, algorithm, learning_rate=FAR)
+    seen = []
+    forward_backward = probe.trainer.forward_backward
+
+    def keeping(microbatch, loss):
+        found = forward_backward(microbatch, loss)
+        seen.append(dict(zip(microbatch.action_place.tolist(), found.logprobs.tolist(), strict=True)))
+        return found
+
+    probe.trainer.forward_backward = keeping
+    probe.update(groups)
+    engine = tokens_of(groups).engine_logprobs.tolist()
+    for place, first in probe.tokens[0].items():
+        ratio = math.exp(seen[1][place] - seen[0][place])
+        assert probe.tokens[1][place] == pytest.approx(first * ratio, rel=1e-3, abs=1e-9)
+        assert seen[0][place] != engine[place] or ratio != 1
+
+
+def test_the_kl_coefficient_stands_still_while_only_the_critic_learns(small, groups):
+    kl = KLPenalty(coefficient=0.1, where="reward", target=1.0, horizon=10)
+    critic = OwnCritic(warmup_steps=1, optimizer=Optimizer(learning_rate=1e-2))
+    probe = Probe(small, Algorithm(advantages=GAE(), kl=kl), critic=critic)
+    coefficients = []
+    for step in range(2):
+        probe.update(groups, step=step)
+        coefficients.append(probe.learner.state_dict()["kl_coefficient"])
+    assert coefficients[0] == 0.1
+    assert coefficients[1] != 0.1
+
+
 def test_nothing_left_to_train_on_is_a_report_without_an_update(small, on_policy):
     algorithm = Algorithm(filter_truncated=True)
     probe = Probe(small, algorithm)
@@ -538,7 +593,6 @@ def test_later_epochs_replay_the_first_pass(small, groups):
     assert "routes/agreement" not in report.metrics
 
 
-@pytest.mark.xfail(raises=InvariantError, strict=True, reason="recomputed: later epochs check the engine's routes")
 def test_recomputed_epochs_do_not_take_the_engines_routes_for_their_own(small):
     """The engine's routes are those of the weights that sampled. After a large update the router chooses others, which
     is no misalignment."""

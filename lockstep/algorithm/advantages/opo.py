@@ -26,6 +26,8 @@ class OPO:
     def __call__(self, outcomes: Outcomes) -> Credit:
         sibling_counts(outcomes)
         returns = outcomes.returns()
-        lengths = count_by(outcomes.trajectory, outcomes.num_trajectories).to(returns.dtype)
-        advantages = centered(returns, outcomes.group, outcomes.num_groups, weights=lengths)
+        lengths = outcomes.lengths
+        if lengths is None:
+            lengths = count_by(outcomes.trajectory, outcomes.num_trajectories)
+        advantages = centered(returns, outcomes.group, outcomes.num_groups, weights=lengths.to(returns.dtype))
         return Credit(advantages=advantages[outcomes.trajectory])
