@@ -20,7 +20,7 @@ from lockstep.rollout.environment import Environment
 from lockstep.rollout.harmony import HarmonyOptions
 from lockstep.rollout.trajectory import Rollout
 from lockstep.sft import SFT
-from lockstep.trainer.critic import CriticOptions
+from lockstep.trainer.critic import CriticOptions, OwnCritic
 from lockstep.trainer.optimizer import Optimizer
 from lockstep.types import UserError
 
@@ -131,6 +131,8 @@ def check(run: Run) -> None:
         if value < 1:
             raise ConfigError(f"{option}={value}: must be at least 1")
     _check_algorithm(run)
+    if run.rollout.engine_retries < 0:
+        raise ConfigError(f"rollout.engine_retries={run.rollout.engine_retries}: must be 0 or more")
     if run.rollout.temperature <= 0:
         raise ConfigError(
             f"rollout.temperature={run.rollout.temperature}: training samples at a temperature > 0; use 1.0"
@@ -154,6 +156,8 @@ def _check_algorithm(run: Run) -> None:
     """What the algorithm needs of the rest."""
     advantages, size = type(run.algorithm.advantages).__name__, run.rollout.group_size
     needs = run.algorithm.advantages.needs
+    if size < 1:
+        raise ConfigError(f"rollout.group_size={size}: must be at least 1")
     if size < smallest_group(run.algorithm.advantages):
         raise ConfigError(
             f"rollout.group_size={size}: {advantages} compares a task's trajectories and needs >= "
@@ -162,11 +166,37 @@ def _check_algorithm(run: Run) -> None:
     if ("critic" in needs) != (run.critic is not None):
         fix = "needs one: OwnCritic() or SharedCritic()" if run.critic is None else "takes none; set it to None"
         raise ConfigError(f"critic={type(run.critic).__name__}: {advantages} {fix}")
+    _check_budget(run)
     if run.rollout.max_refills and size < 2:
         raise ConfigError(
             f"rollout.max_refills={run.rollout.max_refills}: a group of one never has a signal; raise "
             "rollout.group_size or set it to 0"
         )
+
+
+def _check_budget(run: Run) -> None:
+    """Numbers of the algorithm that only mean something beside those of the run."""
+    algorithm, rollout, critic = run.algorithm, run.rollout, run.critic
+    trajectories = rollout.num_prompts * rollout.group_size
+    if algorithm.minibatches > trajectories:
+        raise ConfigError(
+            f"algorithm.minibatches={algorithm.minibatches}: a step has {trajectories} trajectories; lower it"
+        )
+    overlong = algorithm.overlong
+    if overlong is not None and overlong.max_tokens - overlong.buffer_tokens >= rollout.max_tokens:
+        raise ConfigError(
+            f"algorithm.overlong.max_tokens={overlong.max_tokens}: no trajectory of rollout.max_tokens="
+            f"{rollout.max_tokens} would pay; lower it"
+        )
+    if isinstance(critic, OwnCritic) and not 0 <= critic.warmup_steps < run.num_steps:
+        raise ConfigError(
+            f"critic.warmup_steps={critic.warmup_steps}: must be 0 or more, below num_steps={run.num_steps}"
+        )
+    if isinstance(critic, OwnCritic) and critic.optimizer.learning_rate <= 0:
+        raise ConfigError(f"critic.optimizer.learning_rate={critic.optimizer.learning_rate}: must be above 0")
+    if algorithm.kl is not None and algorithm.kl.target is not None:
+        most = trajectories * (1 + rollout.max_refills)
+        algorithm.kl.adapted(algorithm.kl.target, most)  # raises for a horizon that is too short
 
 
 def as_dict(run: Run) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import importlib.util
 import io
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -68,6 +69,9 @@ def recipe_and_options(command: str, arguments: list[str]) -> tuple[Run, Path | 
     rest, resume = _take(_expanded(rest, aliases), "--resume", "runs/NAME")
     rest, algorithm = _take(rest, "--algorithm", "grpo")
     rest, correction = _take(rest, "--correction", "token-tis")
+    for option in ("--algorithm", "--correction", "--resume"):
+        if _take(rest, option, "")[1] is not None:
+            raise ConfigError(f"{option} is given twice; give it once")
     run = with_names(run, algorithm=algorithm, correction=correction)
     kind = Run[type(run.environment), type(run.algorithm.advantages), type(run.algorithm.loss)]
     run = parse(kind, rest, command=f"lockstep {command} {path}", default=run)
@@ -77,7 +81,7 @@ def recipe_and_options(command: str, arguments: list[str]) -> tuple[Run, Path | 
 def with_names(run: Run, *, algorithm: str | None, correction: str | None) -> Run:
     """The run with an algorithm, and then a correction, by name.
 
-    A critic comes and goes with the algorithm's need for one; it learns at twice the policy's rate. dapo also turns
+    A critic comes and goes with the algorithm's need for one; it learns at twice the recipe's rate. dapo also turns
     dynamic sampling on. Raises ConfigError for an unknown name, and for what does not go together.
     """
     try:
@@ -157,4 +161,13 @@ def _one_line(box: str) -> str:
             num_rules += 1
         elif num_rules == 1:
             words.append(text)
-    return " ".join(words) or "the options could not be read"
+    return _said_of(" ".join(words)) or "the options could not be read"
+
+
+def _said_of(message: str) -> str:
+    """What a component says of its own option, by the option's whole name."""
+    found = re.fullmatch(r"Error parsing ([\w.]+): (\w[\w.]*)(=.*)", message)
+    if found is None:
+        return message
+    component, option, rest = found.groups()
+    return f"{option if option.startswith(component) else f'{component}.{option}'}{rest}"

@@ -58,7 +58,7 @@ class Session:
 
     def record(self, step: int, collected: Collected, metrics: dict[str, float]) -> dict[str, float]:
         """Write and show a step of reinforcement learning; returns all its metrics."""
-        groups, run = collected.groups, self.run
+        groups, run = [*collected.groups, *collected.rejected], self.run  # else what is rejected would never show
         trajectories = trajectories_of(groups)
         metrics = metrics | trajectory_statistics(trajectories, success_reward=run.evaluation.success_reward)
         metrics |= tool_statistics(trajectories)
@@ -66,7 +66,7 @@ class Session:
         metrics |= group_statistics(groups, success_reward=run.evaluation.success_reward)
         metrics |= {"groups/rounds": collected.rounds, "groups/rejected": len(collected.rejected)}
         baselines = [Group(task=group.task, trajectories=(group.baseline,)) for group in groups if group.baseline]
-        for split, found in (("train", groups), ("rejected", collected.rejected), ("baseline", baselines)):
+        for split, found in (("train", collected.groups), ("rejected", collected.rejected), ("baseline", baselines)):
             if found:
                 self.recorder.write_trajectories(step, found, split=split)
         self.recorder.write_metrics(step, "rl", metrics)
@@ -78,9 +78,16 @@ class Session:
         run."""
         raised = check_alarms(self.run.alarms, self.history, metrics)
         self.history.append(metrics)
+        stops = {alarm.metric for alarm in raised if alarm.action == "stop"}
         for alarm in raised:
-            self.display.message(f"step {step}: {alarm.message}")
-        chosen = {id_ for alarm in raised for id_ in worst(report.scores_for(alarm.metric))}
+            if alarm.metric not in stops:  # those end the run, and say so then
+                self.display.message(f"step {step}: {alarm.message}")
+        masked = dict.fromkeys((t.id for t in trajectories_of(groups) if t.error is not None), 1.0)
+        chosen = {
+            id_
+            for alarm in raised
+            for id_ in _to_look_at(masked if alarm.metric == "masked" else report.scores_for(alarm.metric))
+        }
         if chosen:
             self.recorder.write_trajectories(step, _only(groups, chosen), split="alarm")
         if raised and raised[0].action == "stop":
@@ -114,6 +121,12 @@ def speeds(groups: Sequence[Group], rollout_s: float, train_s: float) -> dict[st
         "tokens_per_s/train": num_tokens / train_s,
         "tokens_per_s/step": num_tokens / (rollout_s + train_s),
     }
+
+
+def _to_look_at(scores: Mapping[str, float]) -> tuple[str, ...]:
+    """The worst quarter, eight at most, of what has a score at all."""
+    scored = {id_: score for id_, score in scores.items() if score != 0}
+    return worst(scored, count=max(1, min(8, len(scores) // 4)))
 
 
 def _only(groups: Sequence[Group], ids: Collection[str]) -> list[Group]:

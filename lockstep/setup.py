@@ -144,9 +144,10 @@ def make_trainer(
     )
 
 
-def make_learner(run: Run, model: PreTrainedModel, directory: Path) -> Learner:
+def make_learner(run: Run, model: PreTrainedModel, directory: Path, *, begun: bool) -> Learner:
     """The learner of reinforcement learning, with critic and reference where the algorithm has them. The reference is
-    the model that reinforcement learning began with: written to directory/reference by the first who asks for it."""
+    the model that reinforcement learning began with: written to directory/reference then. begun: it is there already;
+    raises UserError when it is not."""
     critic = head = None
     if isinstance(run.critic, OwnCritic):
         trunk = copy.deepcopy(model)
@@ -157,7 +158,10 @@ def make_learner(run: Run, model: PreTrainedModel, directory: Path) -> Learner:
     reference = None
     if run.algorithm.kl is not None:
         folder = directory / "reference"
-        if not folder.exists():
+        if begun and not folder.exists():
+            raise ConfigError(f"{folder} is gone, and the KL penalty measures from it; restore it, or start a new run")
+        if not begun:
+            shutil.rmtree(folder, ignore_errors=True)
             unfinished = directory / ".reference.tmp"
             shutil.rmtree(unfinished, ignore_errors=True)
             save_model(model, unfinished)

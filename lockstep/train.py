@@ -19,10 +19,10 @@ from lockstep.config import ConfigError, Run, as_dict, differences
 from lockstep.engine.engine import Engine
 from lockstep.evaluate import evaluate_both, trajectories_of
 from lockstep.learner.learner import Learner
-from lockstep.learner.report import Report
+from lockstep.learner.report import NO_UPDATE, Report
 from lockstep.observe.display import open_display
 from lockstep.observe.recorder import Recorder, read_config, read_metrics
-from lockstep.rollout.collector import Collector
+from lockstep.rollout.collector import Collector, has_signal
 from lockstep.rollout.trajectory import Policy
 from lockstep.session import Session, speeds
 from lockstep.setup import embedded_engine, make_learner, make_model, make_trainer, prepare
@@ -33,7 +33,7 @@ from lockstep.types import Group, InvariantError, Trajectory
 MakeEngine = Callable[[Run, PreTrainedModel], Engine]
 """From the run and the model that is trained to the engine that samples."""
 
-NOTHING_LEFT = "the advantages, or algorithm.filter_truncated, leave no trajectory to train on; see stop/* and masked"
+NOTHING_LEFT = "no trajectory to train on: none has a signal, or algorithm.filter_truncated or masks left none"
 
 
 def train(
@@ -80,7 +80,8 @@ def free_directory(runs: Path, name: str) -> Path:
 def _resumption(run: Run, directory: Path) -> tuple[Path | None, Progress, list[str]]:
     """The checkpoint to go on from and how far it is. Raises ConfigError when the directory is no run, or of another
     one."""
-    places = {"runs": None, "name": None}  # the directory itself says where it is
+    # The directory itself says where it is; an alarm that stopped a run may be set otherwise.
+    places = {"runs": None, "name": None, "alarms": None}
     written = read_config(directory)
     if unknown := sorted(as_dict(run).keys() - written.keys()):
         raise ConfigError(
@@ -161,7 +162,7 @@ async def _evaluate_only(session: Session, policy: Policy) -> list[Trajectory]:
 async def _reinforce(session: Session, policy: Policy, start_step: int, checkpoint: Path | None) -> list[Trajectory]:
     """Steps start_step..num_steps-1; returns the trajectories of the last evaluation."""
     run = session.run
-    learner = make_learner(run, session.model, session.directory)
+    learner = make_learner(run, session.model, session.directory, begun=checkpoint is not None)
     if checkpoint is not None:
         learner.load_state_dict(read_state(checkpoint))
     await policy.engine.update_weights(start_step)
@@ -177,13 +178,16 @@ async def _reinforce(session: Session, policy: Policy, start_step: int, checkpoi
         if collected.message is not None:
             session.display.message(f"step {step + 1}: {collected.message}")
         sampled = time.perf_counter()
-        report = _update(session, learner, step, collected.groups)
+        # At the cap of refills, without any signal, there is nothing to learn from.
+        starved = run.rollout.max_refills > 0 and not any(map(has_signal, collected.groups))
+        report = NO_UPDATE if starved else _update(session, learner, step, collected.groups)
         if not report.scores:
             session.display.message(f"step {step + 1}: no update: {NOTHING_LEFT}")
         await policy.engine.update_weights(step + 1)
-        metrics = report.metrics | speeds(collected.groups, sampled - began, time.perf_counter() - sampled)
+        every = [*collected.groups, *collected.rejected]
+        metrics = report.metrics | speeds(every, sampled - began, time.perf_counter() - sampled)
         metrics = session.record(step + 1, collected, metrics)
-        session.watch(step + 1, collected.groups, metrics, report)
+        session.watch(step + 1, every, metrics, report)
         if step + 1 == run.num_steps or (run.evaluation.every and (step + 1) % run.evaluation.every == 0):
             evaluated = await _evaluate(session, policy, step + 1)
         session.save(learner.state_dict, Progress(phase="rl", step=step + 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
@@ -64,19 +65,24 @@ class Algorithm(Generic[AdvantagesT, LossT]):
         for option, count in {"epochs": self.epochs, "minibatches": self.minibatches}.items():
             if count < 1:
                 raise ValueError(f"algorithm.{option}={count}: must be at least 1")
-        if self.entropy_coefficient < 0:
-            raise ValueError(f"algorithm.entropy_coefficient={self.entropy_coefficient}: must be 0 or more")
+        if not 0 <= self.entropy_coefficient < math.inf:
+            raise ValueError(f"algorithm.entropy_coefficient={self.entropy_coefficient}: must be 0 or more, and finite")
         if self.stop_kl is not None and not (self.stop_kl > 0 and self.num_updates > 1):
             raise ValueError(
                 f"algorithm.stop_kl={self.stop_kl}: stops between a batch's updates, of which there are "
                 f"{self.num_updates}, at a KL above 0; raise epochs or minibatches, or set it to None"
             )
-        if isinstance(self.covariance, KLCov) and self.num_updates == 1:
+        bypass = self.correction.anchor == "bypass"
+        if isinstance(self.covariance, KLCov) and self.num_updates == 1 and not bypass:
             raise ValueError(
                 "algorithm.covariance=KLCov: penalises the distance to old log-probs, which is 0 with one update a "
                 "batch; raise epochs or minibatches, or use ClipCov"
             )
-        bypass = self.correction.anchor == "bypass"
+        if self.filter_truncated and "square_norms" in self.advantages.needs:
+            raise ValueError(
+                f"algorithm.filter_truncated=True: {type(self.advantages).__name__} needs the tokens of all siblings "
+                "for its baseline; set it to False"
+            )
         if self.loss.anchor == "engine" and not bypass:
             raise ValueError(
                 f"algorithm.loss={type(self.loss).__name__}: its ratio is to the engine's log-probs; set "
@@ -143,7 +149,9 @@ class Algorithm(Generic[AdvantagesT, LossT]):
             trained = trained & ~tokens.selected
         losses = torch.where(trained, losses, 0)
         if kl is not None and kl.where == "loss" and tokens.reference_logprobs is not None:
-            losses = losses + kl.losses(logprobs, tokens.old_logprobs, tokens.reference_logprobs)
+            weighed = self.correction.anchor == "bypass" and self.correction.weights is not None  # by the whole ratio
+            old_logprobs = logprobs.detach() if weighed else tokens.old_logprobs
+            losses = losses + kl.losses(logprobs, old_logprobs, tokens.reference_logprobs)
         losses = losses * tokens.weights
         if tokens.selected is not None and isinstance(self.covariance, KLCov):
             losses = losses + self.covariance.penalty(logprobs, tokens.old_logprobs, tokens.selected)

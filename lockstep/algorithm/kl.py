@@ -28,9 +28,10 @@ from typing import Literal
 
 import torch
 
+from lockstep.algorithm.tokens import LOG_BOUND
+
 Estimator = Literal["k1", "k2", "k3"]
 
-LOG_BOUND = 20.0  # exp of more than this is no number to train with
 ERROR_BOUND = 0.2  # of the controller's relative error (arXiv:1909.08593, section 2.2)
 USUAL_HORIZON = 10_000
 
@@ -89,8 +90,8 @@ class KLPenalty:
     """Only in the loss; None is 'unbiased', the gradient of KL(policy || reference). 'direct' differentiates the
     estimator, as GRPO does: with k3 that is the gradient of KL(reference || policy)."""
     target: float | None = None
-    """When given, the coefficient is adapted from step to step to hold the observed KL here, in the unit it is observed
-    in."""
+    """When given, the coefficient is adapted from step to step to hold the observed KL here: the learner's is the mean
+    k3, in nats a token (metric reference/kl)."""
     horizon: int | None = None
     """Only with a target: the number of trajectories over which the coefficient can change by a fifth; None is 10000.
     Smaller adapts faster."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import torch
 
-from lockstep.algorithm.tokens import count_by, mean_by, sum_by
+from lockstep.algorithm.tokens import LOG_BOUND, count_by, mean_by, sum_by
 from lockstep.algorithm.value_loss import explained_variance
 
-LOG_BOUND = 20.0  # log-ratios are taken within +-this, so that a square of their exp stays a number
 LARGE_GAP = 1.0  # a token's log-prob that differs by more, a factor of e, is no rounding
 FIRST_TURNS = 4  # turns with a row of their own; later ones share one
 

@@ -55,7 +55,7 @@ ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
 def named(name: str) -> Algorithm:
     """Raises ValueError, with the nearest name, for one that there is not."""
     if name not in ALGORITHMS:
-        near = difflib.get_close_matches(name, list(ALGORITHMS), n=1)
+        near = difflib.get_close_matches(name.lower(), list(ALGORITHMS), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"no algorithm {name!r}{hint}; there are {', '.join(ALGORITHMS)}")
     return ALGORITHMS[name]

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+LOG_BOUND = 20.0  # exp of more than this is no number to train with, and exp(89) is inf in float32
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActionTokens:

@@ -19,9 +19,9 @@ from lockstep.algorithm.kl import kl_estimate
 from lockstep.algorithm.tokens import ActionTokens, Outcomes
 from lockstep.algorithm.value_loss import ValueLoss
 from lockstep.data.packing import pack
-from lockstep.learner.experience import Experience, experience
-from lockstep.learner.report import Report, report
-from lockstep.learner.step import Step
+from lockstep.learner.experience import experience
+from lockstep.learner.report import NO_UPDATE, Report, report
+from lockstep.learner.step import Epoch, Step
 from lockstep.trainer.critic import Critic
 from lockstep.trainer.trainer import Outputs, Pass, Trainer
 from lockstep.types import Batch, Group, InvariantError, Microbatch
@@ -75,21 +75,25 @@ class Learner:
         an invariant breaks."""
         state = self._begin(groups, step)
         if state is None:
-            return Report(metrics={"update/epochs_done": 0.0, "update/stopped_early": 0.0}, scores={})
+            return NO_UPDATE
         self._judge(state, step)
-        warming = self.critic is not None and step < self.critic.settings.warmup_steps
-        done, stopped = 0, False
+        done, stopped, warming = 0, False, self._is_warming(step)
         for epoch in range(self.algorithm.epochs):
-            passes: list[Pass] = []
+            visited: list[tuple[Microbatch, Pass]] = []
+            judged: list[tuple[Microbatch, torch.Tensor]] = []
             for i in range(len(state.batches)):
-                stopped = stopped or not (warming or self._update_policy(state, i, epoch, step, passes))
-                self._update_critic(state, i, step)
-                done += not (stopped or warming)
-            if passes and not stopped:
-                self._end_epoch(state, passes)
+                if not (warming or stopped):
+                    stopped = not self._update_policy(state, i, epoch, step, visited)
+                    done += not stopped
+                judged += self._update_critic(state, i, step)
+            self._end_epoch(state, visited, judged)
         state.metrics |= {"update/epochs_done": done / len(state.batches), "update/stopped_early": float(stopped)}
-        self._adapt(state)
+        self._adapt(state, moved=done > 0)
         return report(self.algorithm, state, step=step, deterministic=self.trainer.precision.deterministic)
+
+    def _is_warming(self, step: int) -> bool:
+        """Whether only the critic is trained."""
+        return self.critic is not None and step < self.critic.settings.warmup_steps
 
     def _seed(self, step: int) -> int:
         return self.seed * self.num_steps + step
@@ -99,7 +103,7 @@ class Learner:
         all are masked."""
         found = experience(self.algorithm, groups)
         if not found.samples:
-            errors = [t.error for group in groups for t in group.trajectories]
+            errors = [t.error or self._baseline_error(group) for group in groups for t in group.trajectories]
             if all(errors):
                 raise InvariantError(
                     f"nothing to train on in this step: all {len(errors)} trajectories are masked; the first says: "
@@ -109,13 +113,14 @@ class Learner:
         parts = found.deal(self.algorithm.minibatches, seed=self._seed(step))
         batches = [pack(found.samples, max_tokens=self.microbatch_tokens, chosen=part) for part in parts]
         state = Step(found=found, batches=batches, tokens=found.tokens())
-        shared = self.value_loss is not None
-        warming = self.critic is not None and step < self.critic.settings.warmup_steps
-        if self.algorithm.needs_first_pass or shared or warming:
+        if self.algorithm.needs_first_pass or self.value_loss is not None or self._is_warming(step):
             norms = "square_norms" in self.algorithm.advantages.needs
             passes = [self.trainer.logprobs(m, with_square_norms=norms) for m in state.microbatches]
             self._know_old(state, passes)
         return state
+
+    def _baseline_error(self, group: Group) -> str | None:
+        return group.baseline.error if group.baseline and "greedy" in self.algorithm.advantages.needs else None
 
     def _know_old(self, state: Step, passes: list[Pass]) -> None:
         """From passes with the weights before the first update: old log-probs, the correction, the routes."""
@@ -147,7 +152,7 @@ class Learner:
         norms = None
         if "square_norms" in self.algorithm.advantages.needs:
             norms = state.flat(state.first, lambda each: each.square_norms).double()
-        credit = self.algorithm.advantages(self._outcomes(state.found, tokens, values, norms))
+        credit = self.algorithm.advantages(self._outcomes(state, tokens, values, norms))
         tokens = dataclasses.replace(tokens, advantages=credit.advantages.float(), values=values)
         if credit.targets is not None:
             tokens = dataclasses.replace(tokens, targets=credit.targets.float())
@@ -155,8 +160,9 @@ class Learner:
         state.tokens = dataclasses.replace(state.tokens, loss_weights=self._loss_weights(state))
 
     def _outcomes(
-        self, found: Experience, tokens: ActionTokens, values: torch.Tensor | None, norms: torch.Tensor | None
+        self, state: Step, tokens: ActionTokens, values: torch.Tensor | None, norms: torch.Tensor | None
     ) -> Outcomes:
+        found, corrected = state.found, state.corrected
         token_rewards = torch.zeros(len(tokens.trajectory), dtype=torch.float64)
         if self.kl is not None and self.kl.where == "reward" and tokens.reference_logprobs is not None:
             token_rewards = self.kl.token_rewards(tokens.old_logprobs, tokens.reference_logprobs).double()
@@ -167,7 +173,7 @@ class Learner:
             lengths=torch.tensor([trajectory.num_action_tokens for trajectory in found.trajectories]),
             trajectory=tokens.trajectory,
             token_rewards=token_rewards,
-            weights=torch.ones_like(token_rewards) if tokens.weights is None else tokens.weights.double(),
+            weights=torch.ones_like(token_rewards) if corrected is None else corrected.weights.double(),
             greedy_rewards=found.greedy_rewards,
             values=None if values is None else values.double(),
             square_norms=norms,
@@ -189,21 +195,26 @@ class Learner:
             )
         return weights
 
-    def _update_policy(self, state: Step, i: int, epoch: int, step: int, passes: list[Pass]) -> bool:
+    def _update_policy(
+        self, state: Step, i: int, epoch: int, step: int, visited: list[tuple[Microbatch, Pass]]
+    ) -> bool:
         """One update on minibatch i; False, with nothing changed, when the policy is too far from the old one."""
         batch, first = state.batches[i], epoch == i == 0
         forced = first and self.algorithm.old_logprobs == "current"
         loss = partial(self._policy_loss, state, batch, forced)
         found = [self.trainer.forward_backward(microbatch, loss) for microbatch in batch.microbatches]
+        visited += zip(batch.microbatches, found, strict=True)
         _check_finite(batch, found)
-        if not first and self.algorithm.stop_kl is not None:
-            state.metrics["update/kl"] = self._kl_to_old(state, batch, found)
-            if state.metrics["update/kl"] > self.algorithm.stop_kl:
-                self.trainer.updater.discard()
-                return False
+        tokens = state.tokens.at(torch.cat([m.action_place for m in batch.microbatches]))
+        logprobs = torch.cat([each.logprobs for each in found])
+        if forced and state.old_known and self.algorithm.correction.anchor == "decoupled":
+            _check_first_pass(logprobs, tokens.old_logprobs)
+        kl = kl_estimate(tokens.old_logprobs, logprobs, "k3").mean()
+        if not first and self.algorithm.stop_kl is not None and kl > self.algorithm.stop_kl:
+            self.trainer.updater.discard()
+            return False
         learning_rate = self.trainer.updater.settings.learning_rate_at(step, self.num_steps)
         norm = self.trainer.optim_step(learning_rate)
-        passes += found
         state.metrics |= {"grad_norm": max(norm, state.metrics.get("grad_norm", 0.0)), "lr": learning_rate}
         return True
 
@@ -219,39 +230,49 @@ class Learner:
             return losses.sum()
         return losses.sum() + _value_loss(self.value_loss, batch, tokens, outputs.values)
 
-    def _kl_to_old(self, state: Step, batch: Batch, found: Sequence[Pass]) -> float:
-        tokens = state.tokens.at(torch.cat([m.action_place for m in batch.microbatches]))
-        return kl_estimate(tokens.old_logprobs, torch.cat([each.logprobs for each in found]), "k3").mean().item()
-
-    def _end_epoch(self, state: Step, passes: list[Pass]) -> None:
-        if not state.old_known:
-            self._know_old(state, passes)
-        state.epochs.append(passes)
-
-    def _update_critic(self, state: Step, i: int, step: int) -> None:
+    def _update_critic(self, state: Step, i: int, step: int) -> list[tuple[Microbatch, torch.Tensor]]:
+        """One update on minibatch i; each microbatch's values before it."""
         if self.critic is None:
-            return
-        batch, settings = state.batches[i], self.critic.settings
-        total = num_clipped = 0.0
+            return []
+        batch, settings, judged = state.batches[i], self.critic.settings, []
         for microbatch in batch.microbatches:
             tokens = state.tokens.at(microbatch.action_place)
             loss = partial(_value_loss, settings.loss, batch, tokens)
-            values = self.critic.forward_backward(microbatch, loss)
-            total += loss(values).item()
-            assert tokens.values is not None and tokens.targets is not None
-            num_clipped += settings.loss(values, tokens.values, tokens.targets)[1].sum().item()
+            judged.append((microbatch, self.critic.forward_backward(microbatch, loss)))
         norm = self.critic.updater.step(settings.optimizer.learning_rate_at(step, self.num_steps))
-        state.metrics |= {"critic/loss": total, "critic/clip_fraction": num_clipped / batch.num_action_tokens}
-        state.metrics["critic/grad_norm"] = norm
+        state.metrics["critic/grad_norm"] = max(norm, state.metrics.get("critic/grad_norm", 0.0))
+        return judged
 
-    def _adapt(self, state: Step) -> None:
-        """The adaptive coefficient of the KL penalty, for the next step."""
+    def _end_epoch(
+        self, state: Step, visited: list[tuple[Microbatch, Pass]], judged: list[tuple[Microbatch, torch.Tensor]]
+    ) -> None:
+        """What the epoch's passes say of policy and critic; after the first, the old log-probs are known."""
+        if visited:
+            logprobs = torch.cat([found.logprobs for _, found in visited])
+            place = torch.cat([microbatch.action_place for microbatch, _ in visited])
+            total = sum(found.loss.item() for _, found in visited if found.loss is not None)
+            visits = {id(microbatch) for microbatch, _ in visited}
+            num_batches = sum(id(batch.microbatches[0]) in visits for batch in state.batches)
+            state.epochs.append(Epoch(place=place, logprobs=logprobs, loss=total / num_batches))
+            judged = judged or [(m, found.values) for m, found in visited if found.values is not None]
+        if judged:
+            tokens = state.tokens.at(torch.cat([m.action_place for m, _ in judged]))
+            settings = self.value_loss if self.critic is None else self.critic.settings.loss
+            assert settings is not None and tokens.values is not None and tokens.targets is not None
+            losses, clipped = settings(torch.cat([values for _, values in judged]), tokens.values, tokens.targets)
+            found = {"loss": losses.mean().item(), "clip_fraction": clipped.float().mean().item()}
+            state.metrics |= {f"critic/{name}": value for name, value in found.items()}
+        if visited and not state.old_known:  # the only minibatch of the first epoch
+            self._know_old(state, [found for _, found in visited])
+
+    def _adapt(self, state: Step, *, moved: bool) -> None:
+        """The adaptive coefficient of the KL penalty, for the next step; unchanged while only the critic learns."""
         tokens = state.tokens
         if self.kl is None or tokens.reference_logprobs is None:
             return
         observed = kl_estimate(tokens.old_logprobs, tokens.reference_logprobs, "k3").mean().item()
         state.metrics |= {"reference/kl": observed, "reference/coefficient": self.kl.coefficient}
-        if state.epochs:  # not while only the critic learns
+        if moved:
             self.kl = self.kl.adapted(observed, tokens.num_trajectories)
 
 
@@ -260,6 +281,17 @@ def _value_loss(loss: ValueLoss, batch: Batch, tokens: ActionTokens, values: tor
     assert tokens.values is not None and tokens.targets is not None
     losses, _ = loss(values, tokens.values, tokens.targets)
     return losses.sum() / batch.num_action_tokens
+
+
+def _check_first_pass(logprobs: torch.Tensor, old_logprobs: torch.Tensor) -> None:
+    """Raises InvariantError when the first update does not see what the pass before it saw."""
+    if not torch.equal(logprobs, old_logprobs):
+        gap = (logprobs - old_logprobs).abs().max().item()
+        raise InvariantError(
+            f"the first update's log-probs differ by up to {gap} from those of the pass before it, with "
+            "the same weights, packing and routes, so the importance ratio is not 1: a kernel is not deterministic; to "
+            "go on all the same, set algorithm.old_logprobs to recomputed"
+        )
 
 
 def _check_finite(batch: Batch, passes: Sequence[Pass]) -> None:

@@ -40,6 +40,10 @@ class Report:
         return self.scores.get(kinds.get(family, "surprise"), {})
 
 
+NO_UPDATE = Report(metrics={"update/epochs_done": 0.0, "update/stopped_early": 0.0}, scores={})
+"""Of a step that nothing could be learned from."""
+
+
 def report(algorithm: Algorithm, state: Step, *, step: int, deterministic: bool) -> Report:
     """deterministic: engine and trainer must agree in every bit. Raises InvariantError when they do not."""
     tokens = state.tokens
@@ -57,6 +61,10 @@ def report(algorithm: Algorithm, state: Step, *, step: int, deterministic: bool)
         upper = weights.upper if weights is not None and bounded else None
         applied = state.corrected.weights, state.corrected.kept
         metrics |= correction_metrics(*applied, tokens.sequence, tokens.num_sequences, upper=upper)
+    if algorithm.correction.divergence_mask is not None:
+        metrics["correction/masked_tokens"] = 1 - algorithm.correction.keeps(before, tokens).double().mean().item()
+    if tokens.selected is not None:
+        metrics["covariance/selected"] = tokens.selected.double().mean().item()
     metrics |= _ratios(algorithm, state)
     metrics |= advantage_metrics(tokens.advantages, tokens.trajectory, tokens.num_trajectories)
     metrics |= entropy_metrics(entropies)
@@ -64,23 +72,25 @@ def report(algorithm: Algorithm, state: Step, *, step: int, deterministic: bool)
     if tokens.values is not None and tokens.targets is not None:
         metrics |= value_metrics(tokens.values, tokens.targets)
     metrics |= staleness_metrics(torch.tensor([step - sample.weights_version for sample in state.found.samples]))
-    agreements = [each.route_agreement for each in state.first if each.route_agreement is not None]
-    if agreements:
-        metrics["routes/agreement"] = sum(agreements) / len(agreements)
+    agreed = [
+        (each.route_agreement, len(microbatch.tokens))
+        for microbatch, each in zip(state.microbatches, state.first, strict=True)
+        if each.route_agreement is not None
+    ]
+    if agreed:
+        metrics["routes/agreement"] = sum(share * n for share, n in agreed) / sum(n for _, n in agreed)
     return Report(metrics=metrics | state.metrics, scores=_scores(state, before, entropies))
 
 
 def _ratios(algorithm: Algorithm, state: Step) -> dict[str, float]:
     """Of the last epoch, and as first_epoch/* of the first where that is another; nothing without an update."""
     found = {}
-    for prefix, passes in (("first_epoch/", state.epochs[:-1][:1]), ("", state.epochs[-1:])):
-        for epoch in passes:
-            logprobs = state.flat(epoch, lambda each: each.logprobs)
-            tokens = state.tokens
-            clipped = algorithm.loss(logprobs, tokens).clipped
-            metrics = ratio_metrics(logprobs, tokens.old_logprobs, tokens.advantages, clipped)
-            metrics["loss"] = sum(each.loss.item() for each in epoch if each.loss is not None) / len(state.batches)
-            found |= {prefix + name: value for name, value in metrics.items()}
+    for prefix, epochs in (("first_epoch/", state.epochs[:-1][:1]), ("", state.epochs[-1:])):
+        for epoch in epochs:
+            tokens = state.tokens.at(epoch.place)
+            clipped = algorithm.loss(epoch.logprobs, tokens).clipped
+            metrics = ratio_metrics(epoch.logprobs, tokens.old_logprobs, tokens.advantages, clipped)
+            found |= {prefix + name: value for name, value in metrics.items()} | {f"{prefix}loss": epoch.loss}
     return found
 
 
@@ -96,7 +106,8 @@ def _scores(state: Step, before: torch.Tensor, entropies: torch.Tensor) -> dict[
         "entropy": means(entropies),
         "surprise": means(-before * tokens.advantages.abs()),
     }
-    if state.epochs:
-        last = state.flat(state.epochs[-1], lambda found: found.logprobs)
-        scores["ratio"] = means((last - tokens.old_logprobs).abs())
+    for last in state.epochs[-1:]:
+        moved = torch.zeros_like(before)
+        moved[last.place] = (last.logprobs - tokens.old_logprobs[last.place]).abs()
+        scores["ratio"] = means(moved)
     return {name: dict(zip(ids, values.tolist(), strict=True)) for name, values in scores.items()}

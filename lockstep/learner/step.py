@@ -16,13 +16,23 @@ from lockstep.trainer.trainer import Pass
 from lockstep.types import Batch, Microbatch
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Epoch:
+    """The passes of one epoch's updates: logprobs [A'] at int64 place [A'] of the step's tokens, all of them unless the
+    epoch was stopped; the pass that stopped it included. loss: the mean of its updates'."""
+
+    place: torch.Tensor
+    logprobs: torch.Tensor
+    loss: float
+
+
 @dataclass(slots=True, kw_only=True)
 class Step:
     """Its minibatches, its tokens (A in all) as far as they are known, and what was seen.
 
     old_known: whether the tokens' old log-probs are. corrected: the rollout correction of the weights before the step.
     first: the passes over all microbatches with the
-    weights before the step. epochs: those of each epoch's updates. metrics: of the updates themselves.
+    weights before the step. epochs: of the policy's updates. metrics: of the updates themselves.
     """
 
     found: Experience
@@ -31,7 +41,7 @@ class Step:
     old_known: bool = False
     corrected: Corrected | None = None
     first: list[Pass] = field(default_factory=list)
-    epochs: list[list[Pass]] = field(default_factory=list)
+    epochs: list[Epoch] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
 
     @property

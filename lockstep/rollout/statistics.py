@@ -97,10 +97,10 @@ def group_statistics(groups: Sequence[Group], *, success_reward: float | None = 
     """groups/*: what siblings say of each other, by the rewards of those that are not masked.
 
     all_equal: the share of groups whose rewards are all the same (or that have no two), which give group-relative
-    methods no signal; with success_reward, all_success and all_failure are the parts of it that reach it and do not,
-    and solved is the share with a success at all. reward_std: mean over groups of two or more, unbiased as GRPO's.
-    best: mean of the best reward. baseline: mean reward of the greedy trajectories. masked_sibling: the share of groups
-    with one that is masked.
+    methods no signal; left out where groups have one trajectory each. With success_reward, all_success and all_failure
+    are the parts of it that reach it and do not, and solved is the share with a success at all. reward_std: mean over
+    groups of two or more, unbiased as GRPO's. best: mean of the best reward. baseline: mean reward of the greedy
+    trajectories. masked_sibling: the share of groups with one that is masked.
     """
     if not groups:
         return {}
@@ -109,9 +109,10 @@ def group_statistics(groups: Sequence[Group], *, success_reward: float | None = 
     baselines = [g.baseline.reward for g in groups if g.baseline is not None and g.baseline.error is None]
     spreads = [_std(each) for each in rewards if len(each) >= 2]
     found = {
-        "groups/all_equal": _mean([len(set(each)) <= 1 for each in rewards]),
         "groups/masked_sibling": _mean([any(t.error is not None for t in group.trajectories) for group in groups]),
     }
+    if any(len(group.trajectories) > 1 for group in groups):
+        found["groups/all_equal"] = _mean([len(set(each)) <= 1 for each in rewards])
     if success_reward is not None:
         equal = [each[0] for each in graded if len(set(each)) == 1]
         found["groups/all_success"] = sum(reward >= success_reward for reward in equal) / len(groups)

@@ -41,7 +41,7 @@ WHITENED: list[AdvantageEstimator] = [
     ReinforcePlusPlus(group_baseline=True),
     ReinforcePlusPlus(group_baseline=True, gamma=0.5),
 ]
-CRITIC: list[AdvantageEstimator] = [GAE(), GAE(gamma=0.9, lambda_=0.7, whiten=False)]
+CRITIC: list[AdvantageEstimator] = [GAE(), GAE(gamma=0.9, gae_lambda=0.7, whiten=False)]
 ALL: list[AdvantageEstimator] = [*GROUP_ONLY, *WHITENED, *CRITIC, ReMax()]
 
 INDICES = ("group", "trajectory")
@@ -619,8 +619,8 @@ def test_what_is_missing_is_named(estimator, field):
         (lambda: ReinforcePlusPlus(gamma=1.5), r"gamma=1.5: must be in \[0, 1\]"),
         (lambda: ReinforcePlusPlus(gamma=-0.1), r"gamma=-0.1: must be in \[0, 1\]"),
         (lambda: GAE(gamma=1.01), r"gamma=1.01: must be in \[0, 1\]"),
-        (lambda: GAE(lambda_=-1.0), r"lambda_=-1.0: must be in \[0, 1\]"),
-        (lambda: GAE(lambda_=math.nan), r"lambda_=nan: must be in \[0, 1\]"),
+        (lambda: GAE(gae_lambda=-1.0), r"gae_lambda=-1.0: must be in \[0, 1\]"),
+        (lambda: GAE(gae_lambda=math.nan), r"gae_lambda=nan: must be in \[0, 1\]"),
         (lambda: PassAtK(k=1), "k=1: must be >= 2; .*RLOO"),
     ],
 )

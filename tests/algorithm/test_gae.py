@@ -55,7 +55,7 @@ def test_golden():
     deltas -1/2 + 2/2 - 1 = -1/2, 3/2 - 2 = -1/2, 4 - 3 = 1; advantages 1, -1/2 + 1/4, -1/2 - 1/16.
     """
     step = outcomes([4], [3], values=[1, 2, 3], token_rewards=[-0.5, 0, 0])
-    credit = GAE(gamma=0.5, lambda_=0.5, whiten=False)(step)
+    credit = GAE(gamma=0.5, gae_lambda=0.5, whiten=False)(step)
     close(credit.advantages, [-0.5625, -0.25, 1])
     assert credit.targets is not None
     close(credit.targets, [0.4375, 1.75, 4])
@@ -70,27 +70,27 @@ def test_whitening_golden():
     close(credit.targets, [1, 1, 1])
 
 
-def by_loop(rewards, values, gamma, lambda_):
+def by_loop(rewards, values, gamma, gae_lambda):
     """The recursion of one trajectory as textbooks have it, from its last token to its first."""
     advantages, advantage, following = [], 0.0, 0.0
     for reward, value in zip(reversed(rewards), reversed(values), strict=True):
-        advantage = reward + gamma * following - value + gamma * lambda_ * advantage
+        advantage = reward + gamma * following - value + gamma * gae_lambda * advantage
         following = value
         advantages.insert(0, advantage)
     return advantages
 
 
-@given(data=st.data(), gamma=UNIT, lambda_=UNIT)
-def test_is_the_textbook_loop(data, gamma, lambda_):
+@given(data=st.data(), gamma=UNIT, gae_lambda=UNIT)
+def test_is_the_textbook_loop(data, gamma, gae_lambda):
     step = drawn(data)
-    credit = GAE(gamma=gamma, lambda_=lambda_, whiten=False)(step)
+    credit = GAE(gamma=gamma, gae_lambda=gae_lambda, whiten=False)(step)
     rewards, expected = dated_rewards(step), []
     for i in range(step.num_trajectories):
         tokens = step.trajectory == i
-        expected += by_loop(rewards[tokens].tolist(), step.values[tokens].tolist(), gamma, lambda_)
+        expected += by_loop(rewards[tokens].tolist(), step.values[tokens].tolist(), gamma, gae_lambda)
     close(credit.advantages, expected)
     close(credit.targets, (torch.tensor(expected, dtype=torch.float64) + step.values).tolist())
-    close(GAE(gamma=gamma, lambda_=lambda_)(step).advantages, whiten(credit.advantages).tolist())
+    close(GAE(gamma=gamma, gae_lambda=gae_lambda)(step).advantages, whiten(credit.advantages).tolist())
 
 
 @given(data=st.data())
@@ -109,24 +109,24 @@ def test_without_discounts_it_is_return_to_go_minus_value(data):
 def test_lambda_0_is_one_step_and_targets_bootstrap(data):
     step = drawn(data)
     following = torch.where(ends(step.trajectory), 0, step.values.roll(-1))
-    close(GAE(gamma=0.9, lambda_=0.0, whiten=False)(step).targets, (dated_rewards(step) + 0.9 * following).tolist())
+    close(GAE(gamma=0.9, gae_lambda=0.0, whiten=False)(step).targets, (dated_rewards(step) + 0.9 * following).tolist())
 
 
-def by_masked_loop(tokens, reward, gamma, lambda_):
+def by_masked_loop(tokens, reward, gamma, gae_lambda):
     """A whole history, (sampled, token reward, value) each; what tools wrote carries state across and gets nothing."""
     advantages, advantage, following = [], 0.0, 0.0
     due = reward
     for sampled, token_reward, value in reversed(tokens):
         if not sampled:
             continue
-        advantage = token_reward + due + gamma * following - value + gamma * lambda_ * advantage
+        advantage = token_reward + due + gamma * following - value + gamma * gae_lambda * advantage
         following, due = value, 0.0
         advantages.insert(0, advantage)
     return advantages
 
 
-@given(data=st.data(), gamma=UNIT, lambda_=UNIT)
-def test_interleaved_tools_tokens_change_nothing(data, gamma, lambda_):
+@given(data=st.data(), gamma=UNIT, gae_lambda=UNIT)
+def test_interleaved_tools_tokens_change_nothing(data, gamma, gae_lambda):
     """Histories with tools' tokens anywhere, of any value, NaN too; only the sampled ones reach the estimator."""
     token = st.tuples(st.booleans(), st.floats(-2, 2), st.floats(-2, 2))
     histories = data.draw(st.lists(st.lists(token, max_size=12), min_size=1, max_size=3))
@@ -140,9 +140,9 @@ def test_interleaved_tools_tokens_change_nothing(data, gamma, lambda_):
         token_rewards=[t[1] for tokens in sampled for t in tokens],
     )
     expected = [
-        a for history, r in zip(histories, rewards, strict=True) for a in by_masked_loop(history, r, gamma, lambda_)
+        a for history, r in zip(histories, rewards, strict=True) for a in by_masked_loop(history, r, gamma, gae_lambda)
     ]
-    close(GAE(gamma=gamma, lambda_=lambda_, whiten=False)(step).advantages, expected)
+    close(GAE(gamma=gamma, gae_lambda=gae_lambda, whiten=False)(step).advantages, expected)
 
 
 @given(data=st.data())
@@ -157,7 +157,7 @@ def test_nan_and_order_stay_in_their_trajectory(data):
         values=torch.where(good, step.values, torch.inf),
         token_rewards=torch.where(good, step.token_rewards, torch.nan),
     )
-    estimator = GAE(gamma=0.9, lambda_=0.9, whiten=False)
+    estimator = GAE(gamma=0.9, gae_lambda=0.9, whiten=False)
     before, after = estimator(step), estimator(poisoned)
     assert torch.equal(after.advantages[good], before.advantages[good])
     assert after.targets is not None and before.targets is not None
@@ -228,11 +228,11 @@ def test_lambda_1_is_unbiased_whatever_the_critic_says():
     close(gradient, true.tolist())
 
 
-@pytest.mark.parametrize("lambda_", [0.0, 0.4])
-def test_a_smaller_lambda_is_unbiased_with_an_exact_critic_only(lambda_):
-    gradient, true = two_step_gradient(GAE(lambda_=lambda_, whiten=False), values=exact)
+@pytest.mark.parametrize("gae_lambda", [0.0, 0.4])
+def test_a_smaller_lambda_is_unbiased_with_an_exact_critic_only(gae_lambda):
+    gradient, true = two_step_gradient(GAE(gae_lambda=gae_lambda, whiten=False), values=exact)
     close(gradient, true.tolist())
-    gradient, true = two_step_gradient(GAE(lambda_=lambda_, whiten=False), values=arbitrary)
+    gradient, true = two_step_gradient(GAE(gae_lambda=gae_lambda, whiten=False), values=arbitrary)
     assert not torch.allclose(gradient, true, atol=0.1)
 
 

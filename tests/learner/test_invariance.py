@@ -99,8 +99,8 @@ def test_gradients_and_metrics_do_not_depend_on_the_cut_or_the_order(small, grou
 
 
 RICH = {
-    "OwnCritic": (Algorithm(advantages=GAE(lambda_=0.9), epochs=2), {"critic": OwnCritic()}),
-    "SharedCritic": (Algorithm(advantages=GAE(lambda_=0.9), epochs=2), {"critic": SharedCritic()}),
+    "OwnCritic": (Algorithm(advantages=GAE(gae_lambda=0.9), epochs=2), {"critic": OwnCritic()}),
+    "SharedCritic": (Algorithm(advantages=GAE(gae_lambda=0.9), epochs=2), {"critic": SharedCritic()}),
     "OPO": (Algorithm(advantages=OPO(), epochs=2), {}),
     "OTB": (Algorithm(advantages=OptimalTokenBaseline(), epochs=2), {}),
     "KL in the reward": (Algorithm(advantages=RLOO(), kl=KLPenalty(coefficient=0.3, where="reward"), epochs=2), {}),

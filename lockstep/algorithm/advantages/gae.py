@@ -29,13 +29,13 @@ class GAE:
 
     gamma: float = 1.0
     """Discount a sampled token: below 1, a reward 1 / (1 - gamma) tokens later hardly counts."""
-    lambda_: float = 1.0
+    gae_lambda: float = 1.0
     """1 trusts the sampled return (no bias, high variance), 0 the critic's next value (the reverse)."""
     whiten: bool = True
     """Bring the step's advantages to mean 0 and variance 1, as PPO trainers do; targets are taken before."""
 
     def __post_init__(self) -> None:
-        for option in ("gamma", "lambda_"):
+        for option in ("gamma", "gae_lambda"):
             if not 0 <= getattr(self, option) <= 1:
                 raise ValueError(f"{option}={getattr(self, option)}: must be in [0, 1]; 1 is usual")
 
@@ -45,7 +45,7 @@ class GAE:
         trajectory, values = outcomes.trajectory, outcomes.values.double()
         following = torch.where(ends(trajectory), 0, values.roll(-1))
         deltas = dated_rewards(outcomes) + self.gamma * following - values
-        advantages = sums_to_go(deltas, trajectory, self.gamma * self.lambda_)
+        advantages = sums_to_go(deltas, trajectory, self.gamma * self.gae_lambda)
         targets = advantages + values
         dtype = outcomes.rewards.dtype
         advantages = whiten(advantages) if self.whiten else advantages

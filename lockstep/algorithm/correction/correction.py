@@ -70,7 +70,10 @@ class Correction:
         if self.anchor != "bypass":
             return
         if loss_uses_ratio and self.weights is not None:
-            raise ValueError("anchor='bypass': the loss's ratio is the weight already; set weights=None, or decouple")
+            raise ValueError(
+                "anchor='bypass': the loss's ratio is the weight already; set weights=None (preset bypass) or "
+                "decouple (preset token-tis)"
+            )
         if not loss_uses_ratio and self.weights is None and not self.can_drop:
             raise ValueError("anchor='bypass' with a loss without ratio corrects nothing: set weights, or decouple")
 

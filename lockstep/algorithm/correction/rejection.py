@@ -8,8 +8,7 @@ from typing import Literal, get_args
 
 import torch
 
-from lockstep.algorithm.correction.weights import LOG_BOUND
-from lockstep.algorithm.tokens import mean_by, sum_by
+from lockstep.algorithm.tokens import LOG_BOUND, mean_by, sum_by
 
 Statistic = Literal["k1", "k2", "k3"]
 Over = Literal["token", "sequence_sum", "sequence_mean", "sequence_max"]

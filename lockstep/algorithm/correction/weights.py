@@ -7,12 +7,10 @@ from typing import Literal, get_args
 
 import torch
 
-from lockstep.algorithm.tokens import mean_by, sum_by
+from lockstep.algorithm.tokens import LOG_BOUND, mean_by, sum_by
 
 Level = Literal["token", "sequence", "geometric"]
 Outside = Literal["truncate", "drop"]
-
-LOG_BOUND = 20.0  # exp of more than this is no number to train with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lockstep.algorithm.tokens import ActionTokens, mean_by
-
-LOG_BOUND = 20.0  # a ratio beyond exp(+-20) is no number to train with, and exp(89) is inf in float32
+from lockstep.algorithm.tokens import LOG_BOUND, ActionTokens, mean_by
 
 
 def bounded_exp(log_ratio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
