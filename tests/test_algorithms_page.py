@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from lockstep.algorithm.algorithm import Algorithm
-from lockstep.algorithm.correction.presets import PRESETS
+from lockstep.algorithm.correction.presets import PRESET_LINES, PRESETS
 from lockstep.algorithm.named import ALGORITHMS
 from lockstep.algorithm.tokens import ActionTokens
 
@@ -47,3 +47,4 @@ def test_every_part_of_a_named_algorithm_is_on_the_page():
     assert not [name for name in parts if f"`{name}" not in PAGE]
     assert not [a.aggregation for a in ALGORITHMS.values() if f"`{a.aggregation}`" not in PAGE]
     assert f"has {len(PRESETS)} by name" in PAGE
+    assert not [name for name, line in PRESET_LINES.items() if f"| `{name}` | {line} |" not in PAGE]
