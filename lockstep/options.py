@@ -9,6 +9,7 @@ import importlib.util
 import io
 import re
 import sys
+import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,7 @@ from lockstep.algorithm.correction.presets import preset
 from lockstep.algorithm.named import named
 from lockstep.config import ConfigError, Run
 from lockstep.trainer.critic import OwnCritic
+from lockstep.types import UserError
 
 OptionsT = TypeVar("OptionsT")
 DAPO_REFILLS = 3  # its dynamic sampling is the rollout's
@@ -120,7 +122,13 @@ def _imported(path: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None  # the file ends in .py and is there
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except ValueError as error:
+        where = [frame.filename for frame in traceback.extract_tb(error.__traceback__)][-1]
+        if isinstance(error, UserError) or not Path(where).is_relative_to(Path(__file__).parent):
+            raise  # the recipe's own
+        raise ConfigError(f"{path}: {error}") from error
     return module
 
 

@@ -178,8 +178,9 @@ async def _reinforce(session: Session, policy: Policy, start_step: int, checkpoi
         if collected.message is not None:
             session.display.message(f"step {step + 1}: {collected.message}")
         sampled = time.perf_counter()
-        # At the cap of refills, without any signal, there is nothing to learn from.
+        # At the cap of refills, without any signal, there is nothing to learn from; the learner stops where all failed.
         starved = run.rollout.max_refills > 0 and not any(map(has_signal, collected.groups))
+        starved = starved and any(t.error is None for t in trajectories_of(collected.groups))
         report = NO_UPDATE if starved else _update(session, learner, step, collected.groups)
         if not report.scores:
             session.display.message(f"step {step + 1}: no update: {NOTHING_LEFT}")

@@ -35,11 +35,48 @@ def refused(arguments, capsys, tmp_path, monkeypatch):
         (["train", RECIPE, "--rollout.temperature", "0"], ["rollout.temperature=0", "use 1.0"]),
         (["train", RECIPE, "--rollout.max-lag", "1"], ["rollout.max_lag=1", "set it to 0"]),
         (["train", RECIPE, "--num-steps", "0"], ["num_steps=0", "at least 1"]),
+        (["train", RECIPE, "--optimizer.beta2", "7"], ["optimizer.beta2=7", "[0, 1)"]),
+        (["train", RECIPE, "--sft.optimizer.gradient-clip", "0"], ["sft.optimizer.gradient_clip=0", "above 0"]),
+        (["train", RECIPE, "--optimizer.decay-share", "2"], ["optimizer.decay_share=2", "[0, 1]"]),
+        (["train", RECIPE, "--optimizer.warmup-steps", "-1"], ["optimizer.warmup_steps=-1", "0 or more"]),
         (["train", RECIPE, "--algorithm.epochs", "0"], ["algorithm.epochs=0", "at least 1"]),
         (["train", RECIPE, "--algorithm", "grop"], ["no algorithm 'grop'", "did you mean grpo?"]),
         (["train", RECIPE, "--algorithm"], ["--algorithm wants a value"]),
         (["train", RECIPE, "--correction", "token-tsi"], ["token-tsi", "did you mean 'token-tis'?"]),
-        (["train", RECIPE, "--algorithm.loss.clip-low", "1.5"], ["clip_low=1.5", "0.2 is usual"]),
+        (["train", RECIPE, "--algorithm", "GSPO"], ["no algorithm 'GSPO'", "did you mean gspo?"]),
+        (["train", RECIPE, "--algorithm", "grpo", "--algorithm=rloo"], ["--algorithm is given twice"]),
+        (["train", RECIPE, "--correction", "none", "--correction", "none"], ["--correction is given twice"]),
+        (["train", RECIPE, "--resume", "a", "--resume", "b"], ["--resume is given twice"]),
+        (["train", RECIPE, "--algorithm.loss.clip-low", "1.5"], [": algorithm.loss.clip_low=1.5:", "0.2 is usual"]),
+        (["train", RECIPE, "--alarms.patience", "0"], ["lockstep: alarms.patience=0:", "3 is usual"]),
+        (
+            ["train", RECIPE, "--algorithm.entropy-coefficient", "nan"],
+            [": algorithm.entropy_coefficient=nan:", "finite"],
+        ),
+        (
+            ["train", RECIPE, "--algorithm.entropy-coefficient", "inf"],
+            [": algorithm.entropy_coefficient=inf:", "finite"],
+        ),
+        (["train", RECIPE, "--algorithm.minibatches", "9"], ["algorithm.minibatches=9", "8 trajectories", "lower it"]),
+        (["train", RECIPE, "--rollout.group-size", "0"], ["rollout.group_size=0", "at least 1"]),
+        (["train", RECIPE, "--algorithm", "ppo", "--rollout.group-size", "0"], ["rollout.group_size=0", "at least 1"]),
+        (["train", RECIPE, "--rollout.engine-retries", "-1"], ["rollout.engine_retries=-1", "0 or more"]),
+        (
+            ["train", RECIPE, "--algorithm", "otb", "--algorithm.filter-truncated"],
+            [": algorithm.filter_truncated=True:"],
+        ),
+        (
+            ["train", RECIPE, "--algorithm", "ppo", "--critic.warmup-steps", "4"],
+            ["critic.warmup_steps=4", "num_steps=4"],
+        ),
+        (
+            ["train", RECIPE, "--algorithm", "ppo", "--critic.warmup-steps", "-1"],
+            ["critic.warmup_steps=-1", "0 or more"],
+        ),
+        (
+            ["train", RECIPE, "--algorithm", "ppo", "--critic.optimizer.learning-rate", "0"],
+            ["critic.optimizer.learning_rate=0.0", "above 0"],
+        ),
         (["train", RECIPE, "--algorithm.stop-kl", "0.01"], ["algorithm.stop_kl=0.01", "raise epochs or minibatches"]),
         (["train", RECIPE, "--algorithm", "dppo-tv", "--correction", "token-tis"], ["DPPO", "correction.anchor"]),
         (["train", RECIPE, "--precision.no-fp32-head"], ["precision.fp32_head=False", "no effect", "bfloat16"]),
@@ -60,6 +97,47 @@ def refused(arguments, capsys, tmp_path, monkeypatch):
 def test_a_mistake_is_one_line_with_the_fix(arguments, words, capsys, tmp_path, monkeypatch):
     line = refused(arguments, capsys, tmp_path, monkeypatch)
     assert not [word for word in words if word not in line], line
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "words"),
+    [
+        ("kl=KLPenalty(target=0.1, horizon=1)", ["horizon=1", "too short for 8 trajectories", "10000 is usual"]),
+        ("overlong=OverlongPenalty(max_tokens=260, buffer_tokens=100)", ["overlong.max_tokens=260", "max_tokens=160"]),
+        ("advantages=OptimalTokenBaseline(), loss=PolicyGradient()", None),
+        ("kl=KLPenalty(target=0.1, horizon=2)", None),
+        ("overlong=OverlongPenalty(max_tokens=160, buffer_tokens=1)", None),
+    ],
+)
+def test_what_a_recipe_asks_of_a_step_is_checked_beside_its_size(algorithm, words, capsys, tmp_path, monkeypatch):
+    """None: it is let through, and what is wrong is another thing. 8 trajectories of 160 tokens."""
+    (tmp_path / "recipe.py").write_text(
+        "import dataclasses\n"
+        "from lockstep.algorithm.advantages.optimal_token_baseline import OptimalTokenBaseline\n"
+        "from lockstep.algorithm.algorithm import Algorithm\n"
+        "from lockstep.algorithm.kl import KLPenalty\n"
+        "from lockstep.algorithm.losses.policy_gradient import PolicyGradient\n"
+        "from lockstep.algorithm.overlong import OverlongPenalty\n"
+        "from tests.quick_recipe import run\n"
+        f"run = dataclasses.replace(run, algorithm=Algorithm({algorithm}))\n"
+    )
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    line = refused(["train", "recipe.py", "--rollout.max-lag", "1"], capsys, tmp_path, monkeypatch)
+    assert not [word for word in words or ["rollout.max_lag=1"] if word not in line], line
+
+
+def test_a_recipe_that_composes_nonsense_is_named(capsys, tmp_path, monkeypatch):
+    recipe = tmp_path / "nonsense.py"
+    recipe.write_text("from lockstep.algorithm.algorithm import Algorithm\nAlgorithm(stop_kl=0.1)\n")
+    line = refused(["train", "nonsense.py"], capsys, tmp_path, monkeypatch)
+    assert "nonsense.py: algorithm.stop_kl=0.1" in line
+
+
+def test_a_recipes_own_bug_keeps_its_traceback(tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text("int('four')\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="four"):
+        main(["train", "broken.py"])
 
 
 def test_a_recipe_without_a_run(capsys, tmp_path, monkeypatch):

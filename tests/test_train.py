@@ -1,11 +1,13 @@
 """The whole: the real loop end to end, and resume that cannot be told from never having stopped."""
 
 import dataclasses
+import itertools
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,11 +19,16 @@ from lockstep.algorithm.advantages.gae import GAE
 from lockstep.algorithm.algorithm import Algorithm
 from lockstep.algorithm.kl import KLPenalty
 from lockstep.cli import main
+from lockstep.config import ConfigError
+from lockstep.environments.ledger import Ledger
+from lockstep.observe.alarms import Alarms
 from lockstep.observe.recorder import read_config, read_metrics, read_trajectories
 from lockstep.options import load_recipe
+from lockstep.setup import make_learner
 from lockstep.train import train
 from lockstep.trainer.critic import OwnCritic, SharedCritic
 from lockstep.trainer.optimizer import Optimizer
+from lockstep.types import InvariantError
 
 RECIPE = Path(__file__).with_name("quick_recipe.py")
 TIMED = ("time/", "tokens_per_s/")
@@ -192,3 +199,122 @@ def test_a_used_name_is_not_overwritten(run, finished):
     again = train(run, sft_only=True)
     assert again.name == "quick-2"
     assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hard(Ledger):
+    """Of four tasks one's grader is down, and `num_equal` are worth as much whatever is said."""
+
+    num_down: int = 1
+    num_equal: int = 2
+
+    async def grade(self, task, answer, messages):
+        kind = int(task.id.split("/")[-1]) % 4
+        if kind < self.num_down:
+            raise RuntimeError("the grader is down")
+        if kind < self.num_down + self.num_equal:
+            return {"said": 0.25}
+        return {"said": sum("".join(message.content for message in messages[1:]).encode()) % 8 / 16}
+
+
+def short(run, tmp_path, **options):
+    """Without a cold start, and with few words."""
+    return dataclasses.replace(
+        run,
+        runs=tmp_path,
+        sft=dataclasses.replace(run.sft, num_steps=0),
+        evaluation=dataclasses.replace(run.evaluation, num_tasks=1),
+        tensorboard=False,
+        **{"rollout": dataclasses.replace(run.rollout, max_turns=1, max_action_tokens=6), **options},
+    )
+
+
+def hard(run, tmp_path, *, num_down=2, num_equal=1, **options):
+    """A step, with two rounds of other tasks for those that have no signal."""
+    brief = short(run, tmp_path, num_steps=1, **options)
+    environment = Hard(num_train=16, num_heldout=1, num_down=num_down, num_equal=num_equal)
+    return dataclasses.replace(
+        brief, environment=environment, rollout=dataclasses.replace(brief.rollout, max_refills=2)
+    )
+
+
+def test_groups_that_were_rejected_count_in_the_metrics(run, tmp_path):
+    """Else a policy would look as good as the groups that it learns from."""
+    directory = train(hard(run, tmp_path))
+    (line,) = (line for line in read_metrics(directory) if line["phase"] == "rl")
+    assert line["groups/rejected"] > 1
+    kept, rejected = (
+        [r.trajectory for r in read_trajectories(directory, split=split)] for split in ("train", "rejected")
+    )
+    recorded = kept + rejected
+    graded = [t for t in recorded if t.error is None]
+    assert len(kept) and len(kept) < len(graded) < len(recorded)  # some failed, others were all equal
+    assert line["masked"] == pytest.approx(1 - len(graded) / len(recorded))
+    assert line["reward"] == pytest.approx(sum(t.reward for t in graded) / len(graded))
+    by_group = itertools.groupby(recorded, key=lambda t: t.id.rpartition("/")[0])
+    rewards = [{t.reward for t in siblings if t.error is None} for _, siblings in by_group]
+    assert line["groups/all_equal"] == pytest.approx(sum(len(each) < 2 for each in rewards) / len(rewards))
+    num_sampled = line["tokens_per_s/rollout"] * line["time/rollout_s"]
+    assert num_sampled == pytest.approx(sum(t.num_action_tokens for t in recorded))
+    assert line["tokens_per_s/train"] * line["time/train_s"] == pytest.approx(sum(t.num_tokens for t in recorded))
+
+
+def test_without_any_signal_there_is_no_update(run, tmp_path, capsys):
+    """Not even by what pulls without a reward, such as a bonus for entropy."""
+    starved = hard(run, tmp_path, num_down=1, num_equal=3, algorithm=Algorithm(entropy_coefficient=0.1))
+    directory = train(starved)
+    before = load_file(directory / "initial" / "model.safetensors")
+    assert all(torch.equal(value, before[name]) for name, value in weights(directory, "rl-000001").items())
+    assert "step 1: no update: no trajectory to train on: none has a signal" in capsys.readouterr().out.replace(
+        "\n", " "
+    )
+    (line,) = (line for line in read_metrics(directory) if line["phase"] == "rl")
+    assert (line["update/epochs_done"], line["update/stopped_early"]) == (0, 0)
+    assert "grad_norm" not in line and "ratio/max" not in line
+    assert line["groups/all_equal"] == 1
+
+
+def test_a_step_whose_every_trajectory_is_masked_stops_the_run_with_refills_too(run, tmp_path):
+    with pytest.raises(InvariantError, match=r"trajectories are masked; the first says: .*the grader is down"):
+        train(hard(run, tmp_path, num_down=4))
+
+
+def test_a_run_that_an_alarm_stopped_goes_on_with_other_thresholds(run, tmp_path):
+    """And only with the reference that its KL penalty measured from."""
+    strict = short(
+        run,
+        tmp_path,
+        num_steps=2,
+        checkpoint_every=1,
+        algorithm=Algorithm(epochs=2, kl=KLPenalty()),
+        alarms=Alarms(update_kl_warn=None, update_kl_stop=1e-12, patience=2),
+    )
+    with pytest.raises(InvariantError, match=r"step 2: update/kl is .*split 'alarm'"):
+        train(strict)
+    directory, loose = tmp_path / "quick", dataclasses.replace(strict, alarms=Alarms(update_kl_stop=None))
+    reference = directory / "reference"
+    reference.rename(directory / "elsewhere")
+    with pytest.raises(ConfigError, match="reference is gone, and the KL penalty measures from it"):
+        train(loose, resume=directory)
+    (directory / "elsewhere").rename(reference)
+    assert train(loose, resume=directory) == directory
+    assert [line["step"] for line in read_metrics(directory) if line["phase"] == "rl"] == [1, 2]
+    assert read_config(directory)["alarms"]["update_kl_stop"] is None
+
+
+def test_the_reference_is_the_model_that_reinforcement_learning_begins_with(run, gpt_oss, tmp_path):
+    """Not what a run that died before its first checkpoint left there."""
+    penalised = dataclasses.replace(run, algorithm=Algorithm(kl=KLPenalty()))
+    with pytest.raises(ConfigError, match="reference is gone"):
+        make_learner(penalised, gpt_oss, tmp_path, begun=True)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "reference").mkdir()
+    (tmp_path / "reference" / "left").write_text("behind")
+    reference = make_learner(penalised, gpt_oss, tmp_path, begun=False).reference
+    expected = dict(gpt_oss.named_parameters())
+    assert all(torch.equal(p, expected[name]) for name, p in reference.model.named_parameters())
+    assert not (tmp_path / "reference" / "left").exists()
+    with torch.no_grad():
+        gpt_oss.lm_head.weight.zero_()
+    again = make_learner(penalised, gpt_oss, tmp_path, begun=True).reference
+    assert again.model.lm_head.weight.abs().sum() > 0

@@ -29,6 +29,19 @@ class Optimizer:
     final_share: float = 0.0
     """What the decay heads for, as a share of learning_rate: the value one step after the last."""
 
+    def __post_init__(self) -> None:
+        for option, value in {"beta1": self.beta1, "beta2": self.beta2}.items():
+            if not 0 <= value < 1:
+                raise ValueError(f"{option}={value}: must be in [0, 1); 0.9 and 0.98 are usual")
+        for option, value in {"decay_share": self.decay_share, "final_share": self.final_share}.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{option}={value}: must be in [0, 1]")
+        if not self.gradient_clip > 0:
+            raise ValueError(f"gradient_clip={self.gradient_clip}: must be above 0; 1 is usual")
+        for option, value in {"weight_decay": self.weight_decay, "warmup_steps": self.warmup_steps}.items():
+            if not value >= 0:
+                raise ValueError(f"{option}={value}: must be 0 or more")
+
     def learning_rate_at(self, step: int, num_steps: int) -> float:
         """For step 0..num_steps-1."""
         warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0

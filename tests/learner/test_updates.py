@@ -12,16 +12,18 @@ from hypothesis import strategies as st
 from lockstep.algorithm.advantages.gae import GAE
 from lockstep.algorithm.advantages.grpo import GRPO
 from lockstep.algorithm.advantages.opo import OPO
+from lockstep.algorithm.advantages.optimal_token_baseline import OptimalTokenBaseline
 from lockstep.algorithm.advantages.remax import ReMax
 from lockstep.algorithm.advantages.rloo import RLOO
 from lockstep.algorithm.algorithm import Algorithm
-from lockstep.algorithm.correction import Correction, ImportanceWeights, Rejection
+from lockstep.algorithm.correction import Correction, DivergenceMask, ImportanceWeights, Rejection
 from lockstep.algorithm.covariance import ClipCov
 from lockstep.algorithm.kl import KLPenalty
 from lockstep.algorithm.losses.gspo import GSPO
 from lockstep.algorithm.losses.policy_gradient import PolicyGradient
 from lockstep.algorithm.losses.ppo import PPO
 from lockstep.algorithm.overlong import OverlongPenalty
+from lockstep.algorithm.value_loss import ValueLoss
 from lockstep.data.packing import pack
 from lockstep.data.samples import to_samples
 from lockstep.learner.experience import Experience, experience
@@ -659,3 +661,222 @@ def test_shapes_of_the_fixture(on_policy):
     assert counts == [[3, 6, 6, 9], [9, 3, 1, 6]]
     assert len(experience(Algorithm(), on_policy).samples) == 9
     assert (len(ONE), len(LONG), len(REWRITTEN)) == (1, 1, 2)
+
+
+# What a review found
+
+
+def passes_of(probe):
+    """[(microbatch, Pass)] of the policy's updates, filled as they are made."""
+    seen, forward_backward = [], probe.trainer.forward_backward
+
+    def keeping(microbatch, loss):
+        seen.append((microbatch, forward_backward(microbatch, loss)))
+        return seen[-1][1]
+
+    probe.trainer.forward_backward = keeping
+    return seen
+
+
+@pytest.mark.parametrize(
+    "options", [{"minibatches": 2}, {"correction": Correction(weights=ImportanceWeights(normalize=True))}]
+)
+def test_a_first_update_that_does_not_see_what_the_pass_before_saw_stops_the_run(small, on_policy, options):
+    """With the same weights, packing and routes the two are one computation, to the last bit."""
+    probe = Probe(small, Algorithm(**options))
+    nudged(probe)
+    with pytest.raises(InvariantError, match=r"differ by up to .*e-0[67] .*the pass before it.* to recomputed"):
+        probe.update(on_policy)
+    assert probe.gradients == []
+    bypass = Probe(small, Algorithm(correction=Correction(weights=None, anchor="bypass"), minibatches=2))
+    nudged(bypass)  # the old log-probs are the engine's
+    bypass.update(on_policy)
+    recomputed = Probe(small, Algorithm(old_logprobs="recomputed", **options))
+    nudged(recomputed)  # as in other trainers
+    recomputed.update(on_policy)
+
+
+def nudged(probe):
+    """Passes without gradient are off by a bit or two."""
+    logprobs = probe.trainer.logprobs
+
+    def changed(*arguments, **options):
+        found = logprobs(*arguments, **options)
+        return dataclasses.replace(found, logprobs=found.logprobs + 1e-6)
+
+    probe.trainer.logprobs = changed
+
+
+def test_the_second_epoch_takes_ratios_to_the_first(small, on_policy):
+    """-A r / N with r of a policy that has moved, bounds far away."""
+    algorithm = Algorithm(correction=UNCORRECTED, epochs=2, loss=PPO(clip_low=0.99, clip_high=99))
+    probe = Probe(small, algorithm, learning_rate=0.03)
+    seen = passes_of(probe)
+    probe.update(on_policy)
+    (place, first), (_, second) = ((m.action_place, found.logprobs) for m, found in seen)
+    ratio = dict(zip(place.tolist(), (second - first).exp().tolist(), strict=True))
+    assert max(ratio.values()) > 1.1
+    expected = {i: ratio[i] * gradient for i, gradient in probe.tokens[0].items()}
+    assert probe.tokens[1] == pytest.approx(expected, rel=1e-3, abs=1e-9)
+
+
+def first_logprobs(model, groups):
+    """[A], in the tokens' order: the model's."""
+    (microbatch,) = packed(groups)
+    found = torch.zeros(len(microbatch.action_place))
+    found[microbatch.action_place] = Trainer(model, None).logprobs(microbatch).logprobs
+    return found
+
+
+def test_in_bypass_mode_the_kl_penalty_is_weighed_once(small, groups):
+    """Without a reward, of a loss without ratio: a token's gradient is c w (logprob - reference) / N, w = pi / mu."""
+    flat = [
+        dataclasses.replace(g, trajectories=tuple(dataclasses.replace(t, reward=0.0) for t in g.trajectories))
+        for g in groups
+    ]
+    weights = ImportanceWeights(upper=math.inf)
+    algorithm = Algorithm(
+        loss=PolicyGradient(),
+        correction=Correction(anchor="bypass", weights=weights),
+        kl=KLPenalty(coefficient=0.5),
+    )
+    probe = Probe(small, algorithm)
+    probe.update(flat)
+    logprobs = first_logprobs(small, groups)
+    weight = (logprobs - tokens_of(groups).engine_logprobs).exp()
+    expected = 0.5 * weight * (logprobs - first_logprobs(probe.learner.reference.model, groups)) / len(logprobs)
+    found = [probe.tokens[0][i] for i in range(len(logprobs))]
+    assert found == pytest.approx(expected.tolist(), rel=2e-3, abs=1e-7)
+    assert weight.max() > 1.5  # twice, it would be another number
+
+
+def test_importance_weights_reach_the_advantages_in_bypass_mode_too(small, groups):
+    """The optimal token baseline weighs by them."""
+    seen = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Watched(OptimalTokenBaseline):
+        def __call__(self, outcomes):
+            seen.append(outcomes.weights)
+            return OptimalTokenBaseline()(outcomes)
+
+    weights = ImportanceWeights(upper=math.inf)
+    for anchor in ("decoupled", "bypass"):
+        correction = Correction(anchor=anchor, weights=weights)
+        Probe(small, Algorithm(advantages=Watched(), loss=PolicyGradient(), correction=correction)).update(groups)
+    expected = (first_logprobs(small, groups) - tokens_of(groups).engine_logprobs).exp().tolist()
+    assert seen[0].tolist() == pytest.approx(expected, rel=1e-3)
+    assert seen[1].tolist() == pytest.approx(expected, rel=1e-3)
+
+
+def test_an_epoch_that_was_stopped_is_reported(small, on_policy):
+    """The second of four minibatches is too far: KL, ratios, loss and scores are of both, whose first has KL 0."""
+    kl = KLPenalty(coefficient=0.1, target=1e6, horizon=80)
+    probe = Probe(small, Algorithm(minibatches=4, stop_kl=1e-3, kl=kl), learning_rate=FAR)
+    seen = passes_of(probe)
+    report = probe.update(on_policy)
+    assert (len(probe.gradients), len(seen)) == (1, 2)
+    assert (report.metrics["update/epochs_done"], report.metrics["update/stopped_early"]) == (0.25, 1)
+    place = torch.cat([m.action_place for m, _ in seen])
+    d = torch.cat([found.logprobs for _, found in seen]) - first_logprobs(small, on_policy)[place]
+    assert report.metrics["update/kl"] == pytest.approx((d.exp() - 1 - d).mean().item(), rel=1e-3)
+    assert report.metrics["ratio/max"] == pytest.approx(d.max().exp().item(), rel=1e-3)
+    assert report.metrics["loss"] == pytest.approx(sum(found.loss.item() for _, found in seen) / 2, rel=1e-5)
+    owner = tokens_of(on_policy).trajectory
+    ids = [t.id for g in on_policy for t in g.trajectories]
+    far = {ids[i] for i in owner[seen[1][0].action_place].tolist()}
+    assert {id_ for id_, score in report.scores["ratio"].items() if score} == far
+    assert probe.learner.state_dict()["kl_coefficient"] == pytest.approx(0.1 * 0.98)  # it moved, so this adapts
+
+
+def test_a_second_epoch_that_is_stopped_at_once_is_reported(small, on_policy):
+    """What stopped it is in update/kl, not the first epoch's 0."""
+    probe = Probe(small, Algorithm(epochs=3, stop_kl=1e-3), learning_rate=FAR)
+    seen = passes_of(probe)
+    report = probe.update(on_policy)
+    (_, first), (_, second) = seen
+    d = second.logprobs - first.logprobs
+    assert report.metrics["update/kl"] == pytest.approx((d.exp() - 1 - d).mean().item(), rel=1e-4)
+    assert report.metrics["loss"] == pytest.approx(second.loss.item())
+    assert report.metrics["first_epoch/loss"] == pytest.approx(first.loss.item())
+    assert report.metrics["first_epoch/ratio/max"] == 1
+
+
+@pytest.mark.parametrize("critic", [OwnCritic(), SharedCritic()])
+@pytest.mark.parametrize("options", [{}, {"epochs": 2, "minibatches": 3}])
+def test_a_critics_numbers_are_of_the_last_epochs_passes(small, groups, critic, options):
+    """Its values are 0 before the step: from there values are clipped, and the targets are the rewards."""
+    loss = ValueLoss(clip=1e-3)
+    rate = Optimizer(learning_rate=1e-2)
+    critic = dataclasses.replace(critic, loss=loss, **({"optimizer": rate} if type(critic) is OwnCritic else {}))
+    probe = Probe(small, Algorithm(advantages=GAE(), **options), critic=critic)
+    seen = passes_of(probe)
+    if probe.critic is not None:
+        seen, forward_backward = [], probe.critic.forward_backward
+        probe.critic.forward_backward = lambda m, of: seen.append((m, forward_backward(m, of))) or seen[-1][1]
+    metrics = probe.update(groups).metrics
+    last = seen[-options.get("minibatches", 1) :]
+    values = torch.cat([found if torch.is_tensor(found) else found.values for _, found in last])
+    rewards = torch.tensor([t.reward for g in groups for t in g.trajectories])[tokens_of(groups).trajectory]
+    targets = rewards[torch.cat([m.action_place for m, _ in last])]
+    losses, clipped = loss(values, torch.zeros_like(values), targets)
+    assert len(values) == len(rewards)
+    assert metrics["critic/loss"] == pytest.approx(losses.mean().item(), rel=1e-4)
+    assert metrics["critic/clip_fraction"] == pytest.approx(clipped.float().mean().item())
+    assert (metrics["critic/clip_fraction"] > 0) is bool(options)
+
+
+def test_a_critics_largest_gradient_is_reported(small, groups):
+    critic = OwnCritic(optimizer=Optimizer(learning_rate=1e-2, gradient_clip=1e9))
+    probe = Probe(small, Algorithm(advantages=GAE(), epochs=3, minibatches=2), critic=critic)
+    metrics = probe.update(groups).metrics
+    norms = [sum(g.double().square().sum() for g in found.values()).sqrt().item() for found in probe.critic_gradients]
+    assert metrics["critic/grad_norm"] == pytest.approx(max(norms), rel=1e-4)
+    assert norms[-1] < max(norms)
+
+
+def test_what_masks_and_covariances_take_is_reported(small, on_policy):
+    """The engine was surer by a nat of all of the first group, of whose trajectories (3, 6, 6 and 9 tokens) the second
+    and the last are worse than the mean."""
+    surer = tuple(
+        dataclasses.replace(
+            t,
+            turns=tuple(
+                dataclasses.replace(turn, engine_logprobs=tuple(x + 1 for x in turn.engine_logprobs))
+                for turn in t.turns
+            ),
+        )
+        for t in on_policy[0].trajectories
+    )
+    groups = [dataclasses.replace(on_policy[0], trajectories=surer), on_policy[1]]
+    algorithm = Algorithm(correction=Correction(weights=None, divergence_mask=DivergenceMask()))
+    metrics = Probe(small, algorithm).update(groups).metrics
+    assert metrics["correction/masked_tokens"] == pytest.approx((6 + 9) / 43)
+    assert "covariance/selected" not in metrics
+    drawn = Algorithm(covariance=ClipCov(fraction=0.1, lower=-9, upper=9), correction=UNCORRECTED)
+    metrics = Probe(small, drawn).update(on_policy).metrics
+    assert metrics["covariance/selected"] == pytest.approx(4 / 43)
+    assert "correction/masked_tokens" not in metrics
+
+
+def test_a_step_without_any_greedy_baseline_stops_the_run(small, on_policy):
+    lost = [dataclasses.replace(g, baseline=dataclasses.replace(g.baseline, error="down")) for g in on_policy]
+    probe = Probe(small, Algorithm(advantages=ReMax(), loss=PolicyGradient()))
+    with pytest.raises(InvariantError, match=r"nothing to train on in this step.*the first says: down"):
+        probe.update(lost)
+    Probe(small, Algorithm()).update(lost)  # who needs none
+
+
+def test_agreement_of_routes_is_over_tokens(small, groups):
+    """Microbatches of several lengths, of which the first is said to agree in all routes and the rest in none."""
+    probe = Probe(small, Algorithm(), microbatch_tokens=16)
+    lengths, forward_backward = [], probe.trainer.forward_backward
+
+    def judged(microbatch, loss):
+        lengths.append(len(microbatch.tokens))
+        return dataclasses.replace(forward_backward(microbatch, loss), route_agreement=float(len(lengths) == 1))
+
+    probe.trainer.forward_backward = judged
+    share = probe.update(groups).metrics["routes/agreement"]
+    assert share == pytest.approx(lengths[0] / sum(lengths))
+    assert share != pytest.approx(1 / len(lengths))

@@ -38,6 +38,7 @@ WRITTEN_ELSEWHERE = """step phase loss lr grad_norm routes/agreement update/epoc
 first_epoch/loss first_epoch/ratio/min first_epoch/clip_fraction/positive groups/rounds groups/rejected
 eval/success_sampled eval/success_greedy time/rollout_s time/train_s
 tokens_per_s/rollout tokens_per_s/train tokens_per_s/step critic/loss critic/grad_norm critic/clip_fraction
+correction/masked_tokens covariance/selected
 reference/kl reference/coefficient events/malformed/bad_json events/tool/error events/tool/timeout
 events/engine_retries events/close_failed events/hints events/sandbox/restarts"""
 ELSEWHERE = WRITTEN_ELSEWHERE.split()

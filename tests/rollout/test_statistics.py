@@ -210,6 +210,13 @@ def test_groups_by_hand():
     assert group_statistics([groups[3]]) == {"groups/all_equal": 1.0, "groups/masked_sibling": 1.0}
 
 
+def test_groups_of_one_are_not_said_to_be_all_equal():
+    """They have no siblings to differ from; one whose siblings are masked has."""
+    assert "groups/all_equal" not in group_statistics([group(1.0), group(0.0)], success_reward=1.0)
+    assert group_statistics([group(1.0, masked=(0.0,))])["groups/all_equal"] == 1.0
+    assert group_statistics([group(1.0), group(0.0, 1.0)])["groups/all_equal"] == 0.5
+
+
 def test_equal_rewards_have_no_spread_at_all():
     """The mean of three times 0.1 is not 0.1."""
     assert group_statistics([group(0.1, 0.1, 0.1)])["groups/reward_std"] == 0.0
