@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -229,19 +230,34 @@ def steps_of(out: Path, name: str) -> list[dict]:
 
 
 def print_table(out: Path) -> None:
-    columns = ("reward", "grad_norm", "clip_fraction", "mismatch/kl", "mismatch/max_abs", "entropy")
-    print("means of the last 10 steps; held-out: sampled success before and after; in (): after, by the right engine")
-    print(f"{'arm':22}" + "".join(f"{column:>18}" for column in columns) + f"{'held-out':>26}")
+    """What docs/LOG.md says of the arms: a column's numbers are over all steps unless it says otherwise."""
+    print("held-out: sampled success before and after; in (): after, by the right engine")
+    columns = ("reward, last 10", "gradient mean, max", "clip", "KL mean, median, max", "largest gap", "weight, ess")
+    print(f"{'arm':22}" + "".join(f"{column:>27}" for column in (*columns, "held-out")))
     for name, arm in ARMS.items():
         if arm.start is None:
             continue
-        last = steps_of(out, name)[-10:]
-        means = [sum(line[column] for line in last) / len(last) for column in columns]
+        norms, clips, kls, gaps, rewards, weights, sizes = (
+            [step[metric] for step in steps_of(out, name)]
+            for metric in (
+                *("grad_norm", "clip_fraction", "mismatch/kl", "mismatch/max_abs"),
+                *("reward", "correction/weight_mean", "correction/ess"),
+            )
+        )
         held = [line["eval/success_sampled"] for line in read_metrics(out / name) if line["phase"] == "eval"]
         held_out = f"{held[0]:.3f} -> {held[-1]:.3f}"
         if (out / name / RIGHT_ENGINE).is_dir():
             held_out += f" ({read_metrics(out / name / RIGHT_ENGINE)[-1]['eval/success_sampled']:.3f})"
-        print(f"{name:22}" + "".join(f"{value:18.4g}" for value in means) + f"{held_out:>26}")
+        cells = (
+            f"{mean(rewards[-10:]):.3f}",
+            f"{mean(norms):.3f}, {max(norms):.2f}",
+            f"{mean(clips):.4f}",
+            f"{mean(kls):.2g}, {median(kls):.2g}, {max(kls):.2g}",
+            f"{max(gaps):.2g}",
+            f"{mean(weights):.2f}, {mean(sizes):.2f}",
+            held_out,
+        )
+        print(f"{name:22}" + "".join(f"{cell:>27}" for cell in cells))
 
 
 def draw(out: Path, png: Path) -> None:
