@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lockstep.config import ConfigError, Run, check
@@ -150,9 +149,8 @@ def make_learner(run: Run, model: PreTrainedModel, directory: Path, *, begun: bo
     raises UserError when it is not."""
     critic = head = None
     if isinstance(run.critic, OwnCritic):
-        trunk = copy.deepcopy(model)
-        trunk.set_output_embeddings(torch.nn.Identity())
-        critic = Critic(trunk, run.critic, precision=run.precision, gradient_checkpointing=run.gradient_checkpointing)
+        checkpointing = run.gradient_checkpointing
+        critic = Critic(copy.deepcopy(model), run.critic, precision=run.precision, gradient_checkpointing=checkpointing)
     elif isinstance(run.critic, SharedCritic):
         head = ValueHead(model.config.hidden_size)
     reference = None

@@ -192,6 +192,7 @@ async def _reinforce(session: Session, policy: Policy, start_step: int, checkpoi
         if step + 1 == run.num_steps or (run.evaluation.every and (step + 1) % run.evaluation.every == 0):
             evaluated = await _evaluate(session, policy, step + 1)
         session.save(learner.state_dict, Progress(phase="rl", step=step + 1))
+    await collector.close()
     await policy.engine.close()
     return evaluated
 

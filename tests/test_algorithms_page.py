@@ -5,8 +5,10 @@ from pathlib import Path
 
 import torch
 
+from lockstep.algorithm.advantages.rloo import RLOO
 from lockstep.algorithm.algorithm import Algorithm
 from lockstep.algorithm.correction.presets import PRESET_LINES, PRESETS
+from lockstep.algorithm.losses.cispo import CISPO
 from lockstep.algorithm.named import ALGORITHMS
 from lockstep.algorithm.tokens import ActionTokens
 
@@ -17,7 +19,8 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 def test_the_composition_is_an_algorithm():
     namespace = {}
     exec(BLOCKS[0], namespace)
-    assert isinstance(namespace["algorithm"], Algorithm)
+    expected = Algorithm(advantages=RLOO(), loss=CISPO(), correction=PRESETS["token-icepop"])
+    assert namespace["algorithm"] == expected
 
 
 def test_the_example_of_a_loss_works_in_an_algorithm():

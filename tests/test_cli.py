@@ -35,6 +35,7 @@ def refused(arguments, capsys, tmp_path, monkeypatch):
         (["train", RECIPE, "--rollout.temperature", "0"], ["rollout.temperature=0", "use 1.0"]),
         (["train", RECIPE, "--rollout.max-lag", "1"], ["rollout.max_lag=1", "set it to 0"]),
         (["train", RECIPE, "--num-steps", "0"], ["num_steps=0", "at least 1"]),
+        (["train", RECIPE, "--rollout.num-prompts", "65"], ["rollout.num_prompts=65", "64 train tasks", "lower it"]),
         (["train", RECIPE, "--optimizer.beta2", "7"], ["optimizer.beta2=7", "[0, 1)"]),
         (["train", RECIPE, "--sft.optimizer.gradient-clip", "0"], ["sft.optimizer.gradient_clip=0", "above 0"]),
         (["train", RECIPE, "--optimizer.decay-share", "2"], ["optimizer.decay_share=2", "[0, 1]"]),
@@ -131,6 +132,15 @@ def test_a_recipe_that_composes_nonsense_is_named(capsys, tmp_path, monkeypatch)
     recipe.write_text("from lockstep.algorithm.algorithm import Algorithm\nAlgorithm(stop_kl=0.1)\n")
     line = refused(["train", "nonsense.py"], capsys, tmp_path, monkeypatch)
     assert "nonsense.py: algorithm.stop_kl=0.1" in line
+
+
+def test_a_class_in_place_of_its_object_is_named(capsys, tmp_path, monkeypatch):
+    recipe = tmp_path / "classes.py"
+    imports = "from lockstep.algorithm.algorithm import Algorithm\nfrom lockstep.algorithm.losses.gspo import GSPO\n"
+    recipe.write_text(f"{imports}Algorithm(loss=GSPO)\n")
+    assert "algorithm.loss=GSPO: is a class; write GSPO()" in refused(
+        ["train", "classes.py"], capsys, tmp_path, monkeypatch
+    )
 
 
 def test_a_recipes_own_bug_keeps_its_traceback(tmp_path, monkeypatch):

@@ -62,6 +62,9 @@ class Algorithm(Generic[AdvantagesT, LossT]):
     for comparison."""
 
     def __post_init__(self) -> None:
+        for option, part in {"advantages": self.advantages, "loss": self.loss}.items():
+            if isinstance(part, type):
+                raise ValueError(f"algorithm.{option}={part.__name__}: is a class; write {part.__name__}()")
         for option, count in {"epochs": self.epochs, "minibatches": self.minibatches}.items():
             if count < 1:
                 raise ValueError(f"algorithm.{option}={count}: must be at least 1")

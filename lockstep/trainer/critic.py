@@ -59,6 +59,7 @@ class Critic:
         self.head = ValueHead(model.config.hidden_size)
         self._checkpointed = checkpoint_layers(model) if gradient_checkpointing else []
         self._decoder = model.get_decoder()
+        model.set_output_embeddings(torch.nn.Identity())
         trunk = ((f"trunk.{name}", parameter) for name, parameter in self._decoder.named_parameters())
         head = ((f"value_head.{name}", parameter) for name, parameter in self.head.named_parameters())
         self.updater = Updater([*trunk, *head], settings.optimizer)

@@ -22,27 +22,13 @@ from lockstep.trainer.optimizer import Optimizer
 from lockstep.trainer.trainer import Trainer
 from lockstep.trainer.value_head import ValueHead
 from lockstep.types import Message, Task
+from tests.learner.made import SIZES
 
 ARMS = 8
 REWARDS = (0.5, 0.3, 0.2, 0.0, 0.4, -0.5, 0.3, 1.0)  # of each arm; at first the worst is the likeliest, the best rare
 BEST, WORST = REWARDS.index(max(REWARDS)), REWARDS.index(min(REWARDS))
 PROMPT = (3, 1)
-CONFIG = GptOssConfig(
-    vocab_size=ARMS,
-    hidden_size=32,
-    intermediate_size=16,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=16,
-    num_local_experts=4,
-    num_experts_per_tok=2,
-    sliding_window=4,
-    initializer_range=0.1,
-    rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-    eos_token_id=1,
-    pad_token_id=0,
-)
+CONFIG = GptOssConfig(vocab_size=ARMS, sliding_window=4, initializer_range=0.1, **SIZES)
 
 
 def write_model(folder, seed=0):
@@ -120,9 +106,7 @@ class Play:
         if isinstance(critic, SharedCritic):
             head = ValueHead(CONFIG.hidden_size)
         if isinstance(critic, OwnCritic):
-            trunk = copy.deepcopy(self.model)
-            trunk.set_output_embeddings(torch.nn.Identity())
-            own = Critic(trunk, critic, precision=Precision())
+            own = Critic(copy.deepcopy(self.model), critic, precision=Precision())
         if algorithm.kl is not None:
             reference = Trainer(copy.deepcopy(self.model), None, replay_routes=False)
         self.trainer = Trainer(self.model, optimizer, value_head=head)

@@ -21,21 +21,20 @@ from tests.conftest import randomised
 
 VOCABULARY = 24
 MAX_TOKENS = 40
-CONFIG = GptOssConfig(
-    vocab_size=VOCABULARY,
-    hidden_size=32,
-    intermediate_size=16,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=16,
-    num_local_experts=4,
-    num_experts_per_tok=2,
-    sliding_window=6,
-    rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-    eos_token_id=1,
-    pad_token_id=0,
-)
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+CONFIG = GptOssConfig(vocab_size=VOCABULARY, sliding_window=6, **SIZES)
 TASK = Task(id="t", messages=(Message(role="user", content="go"),))
 
 # Of each group its trajectories' turns, as (context tokens, action tokens, restarts).
@@ -130,9 +129,7 @@ class Probe:
         if isinstance(critic, SharedCritic):
             head = ValueHead(CONFIG.hidden_size)
         if isinstance(critic, OwnCritic):
-            trunk = copy.deepcopy(model)
-            trunk.set_output_embeddings(torch.nn.Identity())
-            own = Critic(trunk, critic, precision=Precision())
+            own = Critic(copy.deepcopy(model), critic, precision=Precision())
         self.critic = own
         self.trainer = Trainer(self.model, Optimizer(learning_rate=learning_rate, gradient_clip=1e9), value_head=head)
         self.learner = Learner(

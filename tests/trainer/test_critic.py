@@ -209,13 +209,11 @@ def test_a_copy_of_the_policy_is_a_model_of_its_own(model):
     """As a run makes it, after the policy's routers were prepared: neither reads nor moves the other."""
     trainer = Trainer(model, Optimizer())
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    trunk = copy.deepcopy(model)
-    trunk.set_output_embeddings(torch.nn.Identity())
-    critic, batch = with_a_head(critic_of(trunk)), microbatch()
+    critic, batch = with_a_head(critic_of(copy.deepcopy(model))), microbatch()
     expected = trainer.logprobs(batch)
     critic.forward_backward(batch, squares)
     assert all(p.grad is None for p in model.parameters())
-    assert all(router.weight.grad.any() for router in routers(trunk))
+    assert all(router.weight.grad.any() for router in routers(critic.model))
     critic.updater.step(1e-2)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     again, values = trainer.logprobs(batch), critic.values(batch)
