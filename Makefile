@@ -36,7 +36,7 @@ ablation: setup
 	$(VENV)/bin/python recipes/ablation.py
 
 test: setup
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 check: setup
 	$(VENV)/bin/ruff check .

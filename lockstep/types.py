@@ -24,6 +24,7 @@ StopReason = Literal[
     "max_turns",  # the turn limit
     "length",  # an action, or the whole history, met its token limit
     "environment_error",  # the environment's own code failed; masked
+    "infrastructure_error",  # what the environment relies on failed (sandbox, tool server, judge); masked
     "engine_error",  # the engine failed after its retries; masked
 ]
 
@@ -123,7 +124,8 @@ class Trajectory:
     """One attempt at a task.
 
     messages: the whole conversation, for people and for the record; training uses the turns' tokens only.
-    reward: the sum of reward_parts. events: counts of what happened, e.g. {'tool_calls': 3, 'malformed/bad_json': 1}.
+    reward: the sum of reward_parts. measures: what else the grader measured, without a say in the reward. events:
+    counts of what happened, e.g. {'tool_calls': 3, 'malformed/bad_json': 1}.
     error: why it is masked (environment or infrastructure failure); None for a trajectory that may be trained on.
     """
 
@@ -135,6 +137,7 @@ class Trajectory:
     reward_parts: Mapping[str, float]
     stop_reason: StopReason
     events: Mapping[str, int]
+    measures: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
 
     @property

@@ -16,9 +16,9 @@ class Dense(Ledger):
     """Ledger with a reward that differs between trajectories: without it an untrained model's gradients are all
     zero, and a test of resuming would not notice a lost optimiser."""
 
-    async def grade(self, task, answer, messages):
-        said = "".join(message.content for message in messages[1:])
-        return await super().grade(task, answer, messages) | {"dense": sum(said.encode()) % 8 / 16}
+    async def grade(self, ending):
+        said = "".join(message.content for message in ending.messages[1:])
+        return await super().grade(ending) | {"dense": sum(said.encode()) % 8 / 16}
 
 
 run = Run(

@@ -208,13 +208,13 @@ class Hard(Ledger):
     num_down: int = 1
     num_equal: int = 2
 
-    async def grade(self, task, answer, messages):
-        kind = int(task.id.split("/")[-1]) % 4
+    async def grade(self, ending):
+        kind = int(ending.task.id.split("/")[-1]) % 4
         if kind < self.num_down:
             raise RuntimeError("the grader is down")
         if kind < self.num_down + self.num_equal:
             return {"said": 0.25}
-        return {"said": sum("".join(message.content for message in messages[1:]).encode()) % 8 / 16}
+        return {"said": sum("".join(message.content for message in ending.messages[1:]).encode()) % 8 / 16}
 
 
 def short(run, tmp_path, **options):

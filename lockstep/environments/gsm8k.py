@@ -17,6 +17,7 @@ from typing import Literal
 
 from lockstep.environments.arithmetic import ArithmeticFault, calculation, calculator, evaluate
 from lockstep.rollout.environment import Split, ToolEnvironment
+from lockstep.rollout.reward import Ending
 from lockstep.rollout.tool import Tool
 from lockstep.types import Demonstration, Message, Task
 
@@ -144,12 +145,13 @@ class GSM8K(ToolEnvironment):
             Demonstration(task=self._task("train", number, row), messages=said) for number, row, said in shown if said
         ]
 
-    def tools(self, task: Task) -> Sequence[Tool]:
+    def tools(self, task: Task, state: None) -> Sequence[Tool]:
         return (calculator,)
 
-    async def grade(self, task: Task, answer: str | None, messages: Sequence[Message]) -> Mapping[str, float]:
+    async def grade(self, ending: Ending) -> Mapping[str, float]:
         """1 when the final message states the reference answer (see `stated_answer`)."""
-        return {"correct": float(answer is not None and stated_answer(answer) == read_number(task.data["answer"]))}
+        right = read_number(ending.task.data["answer"])
+        return {"correct": float(ending.answer is not None and stated_answer(ending.answer) == right)}
 
     def _rows(self, split: Split) -> list[tuple[int, Row]]:
         """The rows of a split with their line numbers."""

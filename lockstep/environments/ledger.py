@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from lockstep.environments.arithmetic import calculation, calculator
 from lockstep.rollout.environment import Split, ToolEnvironment
+from lockstep.rollout.reward import Ending
 from lockstep.rollout.tool import Tool
 from lockstep.types import Demonstration, Message, Task
 
@@ -146,8 +147,9 @@ class Ledger(ToolEnvironment):
             for i, problem in enumerate(solved)
         ]
 
-    def tools(self, task: Task) -> Sequence[Tool]:
+    def tools(self, task: Task, state: None) -> Sequence[Tool]:
         return (calculator,)
 
-    async def grade(self, task: Task, answer: str | None, messages: Sequence[Message]) -> Mapping[str, float]:
-        return {"correct": float(answer is not None and answer.strip() == str(task.data["answer"]))}
+    async def grade(self, ending: Ending) -> Mapping[str, float]:
+        right = str(ending.task.data["answer"])
+        return {"correct": float(ending.answer is not None and ending.answer.strip() == right)}

@@ -93,7 +93,23 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 def build_model(sizes: TinyModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> GptOssForCausalLM:
     """The model with weights drawn from `seed`, without touching the global random state."""
     ids = tokenizer.get_vocab()
-    config = GptOssConfig(
+    config = shape(sizes)
+    config.bos_token_id = ids["<|startoftext|>"]
+    config.eos_token_id = [ids["<|return|>"], ids["<|call|>"]]
+    config.pad_token_id = ids["<|endoftext|>"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = GptOssForCausalLM(config)
+    if sizes.sinks is not None:
+        for name, parameter in model.named_parameters():
+            if name.endswith(".sinks"):
+                torch.nn.init.constant_(parameter, sizes.sinks)
+    return model
+
+
+def shape(sizes: TinyModel) -> GptOssConfig:
+    """The model's configuration, but for the ids of its control tokens."""
+    return GptOssConfig(
         vocab_size=sizes.vocab_size,
         hidden_size=sizes.hidden_size,
         intermediate_size=sizes.intermediate_size,
@@ -107,18 +123,7 @@ def build_model(sizes: TinyModel, tokenizer: PreTrainedTokenizerBase, seed: int)
         max_position_embeddings=sizes.max_length,
         initializer_range=sizes.initializer_range,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        bos_token_id=ids["<|startoftext|>"],
-        eos_token_id=[ids["<|return|>"], ids["<|call|>"]],
-        pad_token_id=ids["<|endoftext|>"],
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = GptOssForCausalLM(config)
-    if sizes.sinks is not None:
-        for name, parameter in model.named_parameters():
-            if name.endswith(".sinks"):
-                torch.nn.init.constant_(parameter, sizes.sinks)
-    return model
 
 
 def build_tiny(directory: Path, texts: Iterable[str], sizes: TinyModel, seed: int) -> None:

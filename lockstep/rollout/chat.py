@@ -80,7 +80,8 @@ class ChatRenderer:
         self._find_control = _any_of(self._control)
         self._find_special = _any_of([text for text in special if text not in hermes.TAGS])
         self._encoder = TextEncoder(self._backend, ())
-        self._encode_plain = lru_cache(maxsize=1024)(TextEncoder(self._backend, self._control).encode)
+        plain = TextEncoder(self._backend, self._control)
+        self._encode_plain, self.shorten = lru_cache(maxsize=1024)(plain.encode), plain.shorten
         self._shown: set[str] = set()
         self._stray = {self._backend.token_to_id(text) for text in special if text not in hermes.TAGS}
         self._end, self._closing = self._end_of_turn()

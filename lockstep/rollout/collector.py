@@ -9,16 +9,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
 
+from lockstep.rollout.concurrency import cancelled, together
 from lockstep.rollout.environment import Environment
 from lockstep.rollout.trajectory import Attempt, Policy, Rollout, seed_of
 from lockstep.types import Group, InvariantError, Task, Trajectory, UserError
-
-ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +50,7 @@ async def collect_group(
         acting = dataclasses.replace(policy, temperature=0.0)
         seed = seed_of(seed, task.id, "greedy")
         attempts.append(Attempt(acting, environment, task, f"{group_id}/greedy", seed))
-    done = await _together(attempt.run() for attempt in attempts)
+    done = await together(attempt.run() for attempt in attempts)
     return Group(task=task, trajectories=tuple(done[:size]), baseline=done[size] if greedy else None)
 
 
@@ -105,7 +103,7 @@ class Collector:
         """Cancel what was begun for later steps, and wait until its environments are closed."""
         pending = list(self._pending.values())
         self._pending.clear()
-        await _cancel(pending)
+        await cancelled(pending)
 
     def _check_lag(self, step: int, trajectory: Trajectory) -> None:
         max_lag = self.policy.settings.max_lag
@@ -136,7 +134,7 @@ class Collector:
 
     async def _round(self, step: int, tasks: Sequence[Task], *, first: int) -> list[Group]:
         """Groups on these tasks, all at once; the first is number `first` of the step."""
-        return await _together(
+        return await together(
             collect_group(
                 self.policy,
                 self.environment,
@@ -204,19 +202,3 @@ def shuffled(size: int, start: int, count: int, *, seed: int) -> list[int]:
 
 def _rewards(group: Group) -> list[float]:
     return [t.reward for t in group.trajectories if t.error is None]
-
-
-async def _together(coroutines: Iterable[Coroutine[Any, Any, ResultT]]) -> list[ResultT]:
-    """Their results, in order, run at once. When one raises, or this is cancelled, the others are cancelled and waited
-    for, so that none goes on unseen."""
-    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        await _cancel(tasks)
-
-
-async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,7 +1,8 @@
 """The Environment protocol and the one boundary where an environment's failure is caught.
 
 An environment sees messages, never tokens. `ToolEnvironment` is the usual way to write one: give `tasks`, `tools` and
-`grade`; calls are checked, run and answered here. Anything else implements `Environment` itself.
+`grade`, and `open` and `release` where a trajectory owns something; calls are checked, run and answered here. Anything
+else implements `Environment` itself.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from lockstep.rollout.tool import Tool
+from lockstep.rollout.concurrency import together
+from lockstep.rollout.reward import Ending, Score
+from lockstep.rollout.tool import InfrastructureError, Tool, readable
 from lockstep.types import Demonstration, Message, Task, ToolDescription
 
 Split = Literal["train", "heldout"]
@@ -57,9 +60,9 @@ class Environment(Protocol):
 
     async def step(self, state: Any, action: Sequence[Message]) -> Step: ...
 
-    async def reward(self, state: Any, messages: Sequence[Message], truncated: bool) -> Mapping[str, float]:
-        """Named reward parts, summed to the reward. Called once at the end, also when a limit cut the trajectory
-        short."""
+    async def reward(self, state: Any, messages: Sequence[Message], truncated: bool) -> Mapping[str, float] | Score:
+        """Named reward parts, summed to the reward, alone or with measures beside them. Called once at the end, also
+        when a limit cut the trajectory short."""
         ...
 
     async def close(self, state: Any) -> None:
@@ -79,9 +82,10 @@ async def guarded(
     what: str, call: Callable[[], Any], *, timeout_s: float, check: Callable[[Any], Any] | None = None
 ) -> Any:
     """Call an environment's method and await it; whatever it raises, or a missed deadline, becomes an EnvironmentFault,
-    and so does a result that `check` refuses with WrongResult.
+    and so does a result that `check` refuses with WrongResult. InfrastructureError passes through.
 
-    This is the only broad `except` in Lockstep: environments are other people's code.
+    Environments are other people's code, and so are their tools and rewards: only here, in tool.py and in reward.py
+    does Lockstep catch whatever is raised.
     """
     deadline = asyncio.timeout(timeout_s)
     try:
@@ -91,6 +95,8 @@ async def guarded(
                 raise WrongResult(f"returned {type(result).__name__} and not an awaitable: make it `async def`")
             result = await result
             return result if check is None else check(result)
+    except InfrastructureError:
+        raise
     except WrongResult as wrong:
         raise EnvironmentFault(f"{what} {wrong}") from None
     except Exception as error:
@@ -112,16 +118,23 @@ def expect(kind: type) -> Callable[[Any], Any]:
     return check
 
 
-def reward_parts(result: Any) -> dict[str, float]:
-    """A check for `guarded`: named parts, each a finite number, with a finite sum; as plain floats."""
-    parts = {name: _number(part) for name, part in expect(Mapping)(result).items()}
-    for name, part in parts.items():
-        if not math.isfinite(part):
-            said = " ".join(reprlib.repr(result[name]).split())
-            raise WrongResult(f"returned {name}={said}: every part of a reward must be a finite number")
+def checked_score(result: Any) -> Score:
+    """A check for `guarded`: named parts, or a Score, each a finite number, the parts with a finite sum; as plain
+    floats."""
+    given = result if isinstance(result, Score) else Score(parts=expect(Mapping)(result))
+    parts, measures = _numbers(given.parts), _numbers(given.measures)
     if not math.isfinite(sum(parts.values())):
         raise WrongResult("returned parts whose sum is not finite: scale the reward down")
-    return parts
+    return Score(parts=parts, measures=measures)
+
+
+def _numbers(named: Mapping[str, Any]) -> dict[str, float]:
+    numbers = {name: _number(part) for name, part in named.items()}
+    for name, number in numbers.items():
+        if not math.isfinite(number):
+            said = " ".join(reprlib.repr(named[name]).split())
+            raise WrongResult(f"returned {name}={said}: every part of a reward must be a finite number")
+    return numbers
 
 
 def _number(part: Any) -> float:
@@ -136,33 +149,52 @@ def _number(part: Any) -> float:
 
 @dataclass(frozen=True, slots=True)
 class ToolState:
+    """One trajectory's: its tools by name, and what the environment opened for it."""
+
     task: Task
     tools: Mapping[str, Tool]
+    own: Any = None
 
 
 class ToolEnvironment:
-    """An environment whose steps are tool calls, ended by a message to the user. Override tasks, tools and grade."""
+    """An environment whose steps are tool calls, ended by a message to the user. Override tasks, tools and grade; open
+    and release for what each trajectory owns (a database cursor, a sandbox session)."""
 
     def tasks(self, split: Split) -> Sequence[Task]:
         raise NotImplementedError
 
-    def tools(self, task: Task) -> Sequence[Tool]:
-        """The tools of one trajectory."""
+    async def open(self, task: Task) -> Any:
+        """What one trajectory owns; handed to tools, grade (as ending.state) and release."""
+        return None
+
+    def tools(self, task: Task, state: Any) -> Sequence[Tool]:
+        """The tools of one trajectory, asked for once, after `open`."""
         return ()
 
-    async def grade(self, task: Task, answer: str | None, messages: Sequence[Message]) -> Mapping[str, float]:
-        """Named reward parts. answer: the final message's text; None when the trajectory ended without one."""
+    async def grade(self, ending: Ending) -> Mapping[str, float] | Score:
+        """Named reward parts."""
         raise NotImplementedError
+
+    async def release(self, state: Any) -> None:
+        """Give back what `open` gave. Called exactly once for each, whatever happened."""
 
     def demonstrations(self, seed: int) -> Sequence[Demonstration]:
         return ()
 
     async def start(self, task: Task) -> Start:
-        tools = {tool.name: tool for tool in self.tools(task)}
+        own = await self.open(task)
+        try:
+            offered = self.tools(task, own)
+            tools = {tool.name: tool for tool in offered}
+            if len(tools) < len(offered):
+                raise ValueError(f"two tools have one name among {[tool.name for tool in offered]}; rename one")
+        except BaseException:
+            await self.release(own)
+            raise
         return Start(
             messages=task.messages,
             tools=tuple(tool.description for tool in tools.values()),
-            state=ToolState(task, tools),
+            state=ToolState(task, tools, own),
         )
 
     async def step(self, state: ToolState, action: Sequence[Message]) -> Step:
@@ -171,7 +203,7 @@ class ToolEnvironment:
         if not calls:
             return Step(done=True)
         events: Counter[str] = Counter()
-        answers = await asyncio.gather(*(self._answer(state, call, events) for call in calls))
+        answers = await together(self._answer(state, call, events) for call in calls)
         return Step(messages=tuple(answers), events=events)
 
     async def _answer(self, state: ToolState, call: Message, events: Counter[str]) -> Message:
@@ -182,18 +214,22 @@ class ToolEnvironment:
         if tool is None:
             events["malformed/unknown_tool"] += 1
             offered = ", ".join(state.tools) or "none"
-            return Message(
-                role="tool", name=call.recipient, content=f"Error: no tool {name!r}; the tools are: {offered}."
-            )
+            text = readable(f"Error: no tool {name!r}; the tools are: {offered}.")
+            return Message(role="tool", name=call.recipient, content=text)
         result = await tool.call(call.content)
         if result.fault is not None:
             events[result.fault] += 1
         return Message(role="tool", name=f"functions.{name}", content=result.text)
 
-    async def reward(self, state: ToolState, messages: Sequence[Message], truncated: bool) -> Mapping[str, float]:
+    async def reward(
+        self, state: ToolState, messages: Sequence[Message], truncated: bool
+    ) -> Mapping[str, float] | Score:
         last = messages[-1]
         finished = not truncated and last.role == "assistant" and last.recipient is None
-        return await self.grade(state.task, last.content if finished else None, messages)
+        answer = last.content if finished else None
+        return await self.grade(
+            Ending(task=state.task, answer=answer, messages=messages, state=state.own, truncated=truncated)
+        )
 
     async def close(self, state: ToolState) -> None:
-        return None
+        await self.release(state.own)

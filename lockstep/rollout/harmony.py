@@ -66,7 +66,8 @@ class HarmonyRenderer:
         self._start, self._message, self._channel = ids["<|start|>"], ids["<|message|>"], ids["<|channel|>"]
         self._end, self._call, self._return = ids["<|end|>"], ids["<|call|>"], ids["<|return|>"]
         self._constrain = ids["<|constrain|>"]
-        self._encode = TextEncoder(backend, {*special_tokens(backend), *CONTROL_TOKENS}).encode
+        encoder = TextEncoder(backend, {*special_tokens(backend), *CONTROL_TOKENS})
+        self._encode, self.shorten = encoder.encode, encoder.shorten
         # The same few texts (headers, system messages) recur; bounded, because models invent names of tools.
         self._encode_constant = lru_cache(maxsize=1024)(self._encode)
         self._decode = partial(backend.decode, skip_special_tokens=False)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tokenizers import AddedToken, Tokenizer
 
 from lockstep.rollout.renderer import FormatError
+from lockstep.rollout.tool import omission
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,6 +32,11 @@ def backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
 def special_tokens(backend: Tokenizer) -> tuple[str, ...]:
     """The texts of all tokens that the tokenizer marks as special."""
     return tuple(token.content for token in backend.get_added_tokens_decoder().values() if token.special)
+
+
+def _paired(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class TextEncoder:
@@ -65,13 +71,32 @@ class TextEncoder:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of the text. Half surrogate pairs, which have no UTF-8, become U+FFFD."""
-        if not text.isascii():
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        text = _paired(text)
         ids = self._encode(text)
         if not self._forbidden.isdisjoint(ids):
             # Vocabularies that look whole words up can find a control token in plain text; single characters cannot.
             ids = [i for character in text for i in self._encode(character)]
         return tuple(ids)
+
+    def shorten(self, text: str, max_tokens: int) -> str:
+        """The text when it has at most max_tokens tokens; else its beginning and its end, half the tokens each, around
+        a note that counts those left out, together as many tokens at most. max_tokens: 16 or more."""
+        text = _paired(text)
+        if len(text.encode()) <= max_tokens:  # no token has less than a byte
+            return text
+        count = len(self.encode(text))
+        if count <= max_tokens:
+            return text
+        places = self._encoder.encode(text, add_special_tokens=False).offsets
+        kept = max_tokens - len(self.encode(omission(count, "tokens")))
+        while kept > 0:
+            head, tail = (kept + 1) // 2, kept // 2
+            end = text[places[len(places) - tail][0] :] if tail else ""
+            short = f"{text[: places[head - 1][1]]}{omission(count - kept, 'tokens')}{end}"
+            if (excess := len(self.encode(short)) - max_tokens) <= 0:
+                return short
+            kept -= excess  # the cuts made tokens of their own
+        return omission(count, "tokens")
 
     def _encode(self, text: str) -> list[int]:
         ids = self._encoder.encode(text, add_special_tokens=False).ids

@@ -65,6 +65,10 @@ class Renderer(Protocol):
         """Read one action. Never raises, whatever the tokens."""
         ...
 
+    def shorten(self, text: str, max_tokens: int) -> str:
+        """A text of at most about max_tokens tokens: the middle of a longer one gives way to a note."""
+        ...
+
     def demonstrate(
         self, messages: Sequence[Message], tools: Sequence[ToolDescription], num_given: int
     ) -> tuple[tuple[int, ...], tuple[bool, ...]]:

@@ -20,7 +20,8 @@ _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 def trajectory_statistics(trajectories: Sequence[Trajectory], *, success_reward: float) -> dict[str, float]:
     """Means over the trajectories; reward and success over those that are not masked, everything else over all.
 
-    success: the share whose reward is at least success_reward. events/NAME: mean count a trajectory; events/malformed
+    success: the share whose reward is at least success_reward. reward/PART: the parts of the reward. graded/NAME: what
+    was measured beside it. events/NAME: mean count a trajectory; events/malformed
     sums the malformed/* kinds. stop/REASON: shares.
     """
     if not trajectories:
@@ -30,14 +31,16 @@ def trajectory_statistics(trajectories: Sequence[Trajectory], *, success_reward:
     events["malformed"] = sum(n for kind, n in events.items() if kind.startswith("malformed/"))
     events.setdefault("tool_calls", 0)
     stops = Counter(t.stop_reason for t in trajectories)
-    parts = Counter()
+    parts, measures = Counter(), Counter()
     for trajectory in graded:
         parts.update(trajectory.reward_parts)
+        measures.update(trajectory.measures)
     count = len(trajectories)
     return {
         **({"reward": _mean([t.reward for t in graded])} if graded else {}),
         **({"success": _mean([t.reward >= success_reward for t in graded])} if graded else {}),
         **{f"reward/{part}": total / len(graded) for part, total in sorted(parts.items())},
+        **{f"graded/{name}": total / len(graded) for name, total in sorted(measures.items())},
         "masked": 1 - len(graded) / count,
         "num_turns": _mean([len(t.turns) for t in trajectories]),
         "num_tokens": _mean([t.num_tokens for t in trajectories]),

@@ -1,7 +1,8 @@
-"""A tool from a typed function: its JSON schema, its arguments checked, its time limited.
+"""A tool from a typed function: its JSON schema, its arguments checked, its time, its concurrency and its text limited.
 
 A tool's failure is data: `call` never raises for what the model wrote or what the function raised; it returns text for
-the model to read and names the fault for the counters.
+the model to read and names the fault for the counters. What is broken beneath a tool (a sandbox that does not answer)
+is not the model's doing: the tool raises InfrastructureError, and that alone passes through.
 """
 
 from __future__ import annotations
@@ -9,17 +10,31 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import docstring_parser
 import pydantic
 
+from lockstep.rollout.concurrency import Limit, TooManyAbandoned, in_thread
 from lockstep.types import ToolDescription
+
+MAX_CHARACTERS = 1 << 18  # of a result, before it is cut to rollout.max_result_tokens
 
 
 class ToolError(Exception):
     """Raised inside a tool to tell the model, in the exception's words, why the call failed."""
+
+
+class InfrastructureError(Exception):
+    """Raised inside a tool, a reward or an environment when what it relies on is broken (a sandbox, a server): masks
+    the trajectory, which ends with stop reason 'infrastructure_error'. The message is one line for the user."""
+
+
+class BadArguments(Exception):
+    """A tool's `check` refuses the arguments; the message is one line for the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,61 +48,102 @@ class ToolResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tool:
-    """name, description, arguments: what the model is told. function: sync or async, keyword arguments, returns text.
+    """description: what the model is told. check: from the JSON object a model wrote to the function's keyword
+    arguments; raises BadArguments. function: sync or async; what it returns is read as text.
 
-    timeout_s: an answer later than this is a fault. inline: run a sync function on the event loop itself rather than in
-    a thread; only for pure functions that return at once (it keeps the order of events, and so resume, exact).
+    timeout_s: an answer later than this is a fault; it begins when the call has a place. inline: run a sync function on
+    the event loop itself rather than in a thread; only for pure functions that return at once (it keeps the order of
+    events, and so resume, exact). limit: how many calls run at once, over all trajectories and all tools that share it.
     """
 
     description: ToolDescription
-    arguments: type[pydantic.BaseModel]
-    function: Callable[..., str | Awaitable[str]]
+    check: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    function: Callable[..., Any | Awaitable[Any]]
     timeout_s: float = 30.0
     inline: bool = False
+    limit: Limit | None = None
 
     @property
     def name(self) -> str:
         return self.description.name
 
     async def call(self, arguments: str) -> ToolResult:
-        """Run the tool on the JSON text a model wrote."""
+        """Run the tool on the JSON text a model wrote. Raises InfrastructureError, and nothing else."""
         try:
-            values = json.loads(arguments)
+            values = json.loads(arguments, parse_constant=_no_json)
         except (ValueError, RecursionError) as error:
-            return ToolResult(text=f"Error: arguments are not valid JSON ({error}).", fault="malformed/bad_json")
+            return _fault(f"arguments are not valid JSON ({error}).", "malformed/bad_json")
         if not isinstance(values, dict):
-            text = f"Error: arguments must be a JSON object, not {type(values).__name__}."
-            return ToolResult(text=text, fault="malformed/bad_arguments")
+            return _fault(f"arguments must be a JSON object, not {type(values).__name__}.", "malformed/bad_arguments")
         try:
-            checked = self.arguments.model_validate(values, strict=True)
-        except pydantic.ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'arguments'}: {e['msg']}" for e in error.errors())
-            return ToolResult(text=f"Error: {faults}.", fault="malformed/bad_arguments")
-        return await self._run({name: getattr(checked, name) for name in self.arguments.model_fields})
+            checked = self.check(values)
+        except BadArguments as error:
+            return _fault(f"{error}.", "malformed/bad_arguments")
+        async with self.limit or nullcontext():
+            return await self._run(checked)
 
-    async def _run(self, values: dict[str, Any]) -> ToolResult:
+    async def _run(self, values: Mapping[str, Any]) -> ToolResult:
         deadline = asyncio.timeout(self.timeout_s)
         try:
-            if self.inline:
-                result = self.function(**values)
-            else:
-                async with deadline:
-                    if inspect.iscoroutinefunction(self.function):
-                        result = await self.function(**values)
-                    else:
-                        result = await asyncio.to_thread(self.function, **values)
+            async with deadline:
+                return ToolResult(text=await self._answer(values))
+        except InfrastructureError:
+            raise
+        except TooManyAbandoned as error:
+            raise InfrastructureError(f"tool {self.name!r}: {error}") from error
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            return _fault("CancelledError", "tool/error")  # the tool's own, nobody cancelled it
         except ToolError as error:
-            return ToolResult(text=_encodable(f"Error: {error}"), fault="tool/error")
-        except Exception as error:  # the environment boundary: a tool is other people's code
+            return _fault(_said(error), "tool/error")
+        except (Exception, SystemExit) as error:  # the environment boundary: a tool is other people's code
             if deadline.expired():
-                return ToolResult(text=f"Error: no answer within {self.timeout_s:g} s.", fault="tool/timeout")
-            return ToolResult(text=_encodable(f"Error: {type(error).__name__}: {error}"), fault="tool/error")
-        return ToolResult(text=_encodable(str(result)))
+                return _fault(f"no answer within {self.timeout_s:g} s.", "tool/timeout")
+            return _fault(f"{type(error).__name__}: {_said(error)}", "tool/error")
+
+    async def _answer(self, values: Mapping[str, Any]) -> str:
+        if self.inline:
+            return readable(str(self.function(**values)))
+        if inspect.iscoroutinefunction(self.function):
+            return readable(str(await self.function(**values)))
+        return await in_thread(lambda: readable(str(self.function(**values))))
 
 
-def _encodable(text: str) -> str:
-    """Text that has a UTF-8 form: a lone surrogate, which JSON can spell, becomes a question mark."""
-    return text.encode("utf-8", "replace").decode()
+def readable(text: str) -> str:
+    """Text for a model: a lone surrogate, which JSON can spell and UTF-8 cannot, becomes a question mark; of more than
+    MAX_CHARACTERS the middle is left out."""
+    return cut_middle(text, MAX_CHARACTERS).encode("utf-8", "replace").decode()
+
+
+def cut_middle(text: str, max_characters: int) -> str:
+    """At most max_characters of a text, from its beginning and its end, with a note of what is missing between."""
+    if len(text) <= max_characters:
+        return text
+    head = max_characters // 2
+    tail = max_characters - head
+    return f"{text[:head]}{omission(len(text) - max_characters, 'characters')}{text[len(text) - tail :]}"
+
+
+def omission(count: int, unit: str) -> str:
+    """The note that stands where the middle of a result was."""
+    return f"\n[... {count} {unit} left out ...]\n"
+
+
+def _fault(what: str, fault: str) -> ToolResult:
+    return ToolResult(text=readable(f"Error: {what}"), fault=fault)
+
+
+def _said(error: BaseException) -> str:
+    """An exception's words, or none when it cannot say them."""
+    try:
+        return str(error)
+    except Exception:  # part of the environment boundary: the exception is other people's code too
+        return "(no message)"
+
+
+def _no_json(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON number")
 
 
 def _plain(schema: Any) -> Any:
@@ -104,37 +160,71 @@ def _plain(schema: Any) -> Any:
     return plain | ({"properties": properties} if "properties" in schema else {})
 
 
-def tool(function: Callable[..., Any] | None = None, *, timeout_s: float = 30.0, inline: bool = False) -> Any:
-    """Make a Tool of a function with annotated arguments and a docstring (its first paragraph is the description).
+def tool(
+    function: Callable[..., Any] | None = None,
+    *,
+    timeout_s: float = 30.0,
+    inline: bool = False,
+    max_concurrency: int | Limit | None = None,
+) -> Any:
+    """Make a Tool of a function with annotated arguments and a docstring.
 
-    Raises TypeError for an argument without annotation, or a missing docstring: both are what the model is told.
+    The docstring's first paragraph is the description; arguments are described in a Google, NumPy or reST section of
+    it, or by Annotated[T, pydantic.Field(description=...)]. max_concurrency: calls at once; tools made for each
+    trajectory share a Limit. Raises TypeError for an argument without annotation, a missing docstring, arguments
+    without a name (*args), or a section that describes an argument the function lacks.
     """
 
     def make(function: Callable[..., Any]) -> Tool:
-        if not function.__doc__:
-            raise TypeError(
-                f"tool {function.__name__!r} has no docstring: it is the description that the model reads; write one"
-            )
         if inline and inspect.iscoroutinefunction(function):
             raise TypeError(
                 f"tool {function.__name__!r} is async and inline: only a plain function can be inline; drop one"
             )
-        fields: dict[str, Any] = {}
-        hints = inspect.get_annotations(function, eval_str=True)
-        for name, parameter in inspect.signature(function).parameters.items():
-            if name not in hints:
-                raise TypeError(f"tool {function.__name__!r}: argument {name!r} has no type annotation; add one")
-            fields[name] = (hints[name], ... if parameter.default is parameter.empty else parameter.default)
-        config = pydantic.ConfigDict(extra="forbid")
-        arguments = pydantic.create_model(function.__name__, __config__=config, **fields)
-        description = inspect.cleandoc(function.__doc__).split("\n\n")[0].replace("\n", " ")
+        arguments = _arguments(function)
+        description = inspect.cleandoc(function.__doc__ or "").split("\n\n")[0].replace("\n", " ")
         schema = _plain(arguments.model_json_schema())
         return Tool(
             description=ToolDescription(name=function.__name__, description=description, parameters=schema),
-            arguments=arguments,
+            check=lambda values: _checked(arguments, values),
             function=function,
             timeout_s=timeout_s,
             inline=inline,
+            limit=Limit(max_concurrency) if isinstance(max_concurrency, int) else max_concurrency,
         )
 
     return make if function is None else make(function)
+
+
+def _arguments(function: Callable[..., Any]) -> type[pydantic.BaseModel]:
+    """A model of the function's arguments, as its signature and its docstring say."""
+    name = function.__name__
+    if not function.__doc__:
+        raise TypeError(f"tool {name!r} has no docstring: it is the description that the model reads; write one")
+    told = {p.arg_name: p.description for p in docstring_parser.parse(function.__doc__).params if p.description}
+    hints = inspect.get_annotations(function, eval_str=True)
+    fields: dict[str, Any] = {}
+    for argument, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+            raise TypeError(f"tool {name!r}: argument {parameter} cannot be given by name; make it an ordinary one")
+        if argument not in hints:
+            raise TypeError(f"tool {name!r}: argument {argument!r} has no type annotation; add one")
+        default = ... if parameter.default is parameter.empty else parameter.default
+        description = told.pop(argument, None)
+        fields[argument] = (
+            hints[argument],
+            default if description is None else pydantic.Field(default, description=" ".join(description.split())),
+        )
+    if told:
+        raise TypeError(
+            f"tool {name!r} describes an argument {min(told)!r} that it lacks; correct the docstring"
+        )
+    return pydantic.create_model(name, __config__=pydantic.ConfigDict(extra="forbid"), **fields)
+
+
+def _checked(arguments: type[pydantic.BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        checked = arguments.model_validate(values, strict=True)
+    except pydantic.ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'arguments'}: {e['msg']}" for e in error.errors())
+        raise BadArguments(faults) from None
+    return {name: getattr(checked, name) for name in arguments.model_fields}

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lockstep.engine.engine import Completion, Engine, EngineError, Sampling
-from lockstep.rollout.environment import Environment, EnvironmentFault, Start, Step, expect, guarded, reward_parts
+from lockstep.rollout.environment import Environment, EnvironmentFault, Start, Step, checked_score, expect, guarded
 from lockstep.rollout.renderer import Renderer
+from lockstep.rollout.reward import Score
+from lockstep.rollout.tool import InfrastructureError
 from lockstep.types import Message, StopReason, Task, Trajectory, Turn, UserError
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+NO_SCORE = Score(parts={})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +40,8 @@ class Rollout:
     """Tokens a trajectory may have, prompt and answers of tools included."""
     max_action_tokens: int = 256
     """Tokens one action may have."""
+    max_result_tokens: int = 1024
+    """Tokens of one tool's answer that the model reads; of a longer one the middle is left out, with a note."""
     environment_timeout_s: float = 120.0
     """Seconds the environment has for a start, a step or a reward."""
     max_lag: int = 0
@@ -50,6 +58,10 @@ class Rollout:
     def __post_init__(self) -> None:
         if not self.engine_timeout_s > 0:
             raise UserError(f"rollout.engine_timeout_s={self.engine_timeout_s}: must be above 0; 600 is usual")
+        if self.max_result_tokens < 16:
+            raise UserError(
+                f"rollout.max_result_tokens={self.max_result_tokens}: a shortened answer and its note need 16; raise it"
+            )
         if self.max_refills < 0:
             raise UserError(f"rollout.max_refills={self.max_refills}: must be at least 0; 0 takes groups as they come")
 
@@ -93,33 +105,36 @@ class Attempt:
         try:
             start = await self._guard("start", lambda: self.environment.start(self.task), expect(Start))
         except EnvironmentFault as fault:
-            return self._trajectory("environment_error", {}, str(fault))
-        parts: Mapping[str, float] = {}
-        error = None
+            return self._trajectory("environment_error", NO_SCORE, str(fault))
+        except InfrastructureError as fault:
+            return self._trajectory("infrastructure_error", NO_SCORE, str(fault))
+        score, error = NO_SCORE, None
         try:
             stop_reason = await self._play(start)
-            parts = await self._reward(start, truncated=stop_reason != "done")
+            score = await self._reward(start, truncated=stop_reason != "done")
         except EnvironmentFault as fault:
             stop_reason, error = "environment_error", str(fault)
+        except InfrastructureError as fault:
+            stop_reason, error = "infrastructure_error", str(fault)
         except EngineError as fault:
             stop_reason, error = "engine_error", str(fault)
         finally:
             await self._close(start)
-        return self._trajectory(stop_reason, parts, error)
+        return self._trajectory(stop_reason, score, error)
 
     async def _close(self, start: Start) -> None:
         """Release what the environment holds; a failure to is counted, and takes no finished trajectory along."""
         try:
             await self._guard("close", lambda: self.environment.close(start.state))
-        except EnvironmentFault:
+        except (EnvironmentFault, InfrastructureError):
             self.events["close_failed"] += 1
 
     async def _step(self, start: Start, action: Sequence[Message]) -> Step:
         return await self._guard("step", lambda: self.environment.step(start.state, action), expect(Step))
 
-    async def _reward(self, start: Start, *, truncated: bool) -> Mapping[str, float]:
+    async def _reward(self, start: Start, *, truncated: bool) -> Score:
         return await self._guard(
-            "reward", lambda: self.environment.reward(start.state, self.messages, truncated), reward_parts
+            "reward", lambda: self.environment.reward(start.state, self.messages, truncated), checked_score
         )
 
     async def _play(self, start: Start) -> StopReason:
@@ -156,11 +171,22 @@ class Attempt:
                 self.events.update(step.events)
                 if step.done:
                     return "done"
-                answers = step.messages
+                answers = tuple(self._fitting(message) for message in step.messages)
             extension = policy.renderer.extend(self.messages, answers, start.tools, last_action=completion.tokens)
             self.messages += answers
             context, restarts = extension.tokens, extension.restarts
         return "max_turns"
+
+    def _fitting(self, message: Message) -> Message:
+        """A tool's answer within its tokens; anything else as it is."""
+        room = self.policy.settings.max_result_tokens
+        if message.role != "tool" or len(message.content) * 4 <= room:  # no character has more than 4 tokens
+            return message
+        content = self.policy.renderer.shorten(message.content, room)
+        if content == message.content:
+            return message
+        self.events["tool/shortened"] += 1
+        return dataclasses.replace(message, content=content)
 
     async def _generate(self, max_tokens: int) -> Completion:
         policy = self.policy
@@ -199,15 +225,16 @@ class Attempt:
         name = f"{type(self.environment).__name__}.{what}"
         return await guarded(name, call, timeout_s=self.policy.settings.environment_timeout_s, check=check)
 
-    def _trajectory(self, stop_reason: StopReason, parts: Mapping[str, float], error: str | None) -> Trajectory:
+    def _trajectory(self, stop_reason: StopReason, score: Score, error: str | None) -> Trajectory:
         return Trajectory(
             id=self.id,
             task=self.task,
             turns=tuple(self.turns),
             messages=tuple(self.messages),
-            reward=float(sum(parts.values())),
-            reward_parts=dict(parts),
+            reward=float(sum(score.parts.values())),
+            reward_parts=dict(score.parts),
             stop_reason=stop_reason,
             events=dict(self.events),
+            measures=dict(score.measures),
             error=error,
         )

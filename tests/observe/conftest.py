@@ -38,6 +38,7 @@ def _trajectory(
         reward_parts={"answer": reward, "format": 0.0},
         stop_reason=stop_reason,
         events={"tool_calls": 1} if events is None else events,
+        measures={"brief": 0.25},
         error=error,
     )
 

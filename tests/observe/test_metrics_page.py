@@ -40,7 +40,7 @@ eval/success_sampled eval/success_greedy time/rollout_s time/train_s
 tokens_per_s/rollout tokens_per_s/train tokens_per_s/step critic/loss critic/grad_norm critic/clip_fraction
 correction/masked_tokens covariance/selected
 reference/kl reference/coefficient events/malformed/bad_json events/tool/error events/tool/timeout
-events/engine_retries events/close_failed events/hints events/sandbox/restarts"""
+events/tool/shortened events/engine_retries events/close_failed events/hints events/sandbox/restarts"""
 ELSEWHERE = WRITTEN_ELSEWHERE.split()
 
 

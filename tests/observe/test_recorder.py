@@ -96,7 +96,7 @@ def test_trajectories_come_back_as_they_were(tmp_path: Path, trajectory, group) 
         assert read.trajectory.turns == written.turns
         assert read.trajectory.messages == written.messages
         assert read.trajectory.task.messages == written.task.messages
-        for name in ("id", "reward", "reward_parts", "stop_reason", "events", "error"):
+        for name in ("id", "reward", "reward_parts", "measures", "stop_reason", "events", "error"):
             assert getattr(read.trajectory, name) == getattr(written, name)
     assert [each.split for each in read_trajectories(tmp_path, step=12)] == ["train"] * 3 + ["rejected"]
     assert read_trajectories(tmp_path, step=11) == []

@@ -13,11 +13,12 @@ from lockstep.rollout.environment import (
     Start,
     Step,
     ToolEnvironment,
+    checked_score,
     expect,
     guarded,
-    reward_parts,
 )
-from lockstep.rollout.tool import ToolError, tool
+from lockstep.rollout.reward import Ending, Score
+from lockstep.rollout.tool import InfrastructureError, ToolError, tool
 from lockstep.types import Message, Task
 
 TASK = Task(id="t", messages=(Message(role="user", content="Go."),), data={"answer": "4"})
@@ -37,7 +38,7 @@ class Shop(ToolEnvironment):
     def tasks(self, split):
         return [TASK]
 
-    def tools(self, task):
+    def tools(self, task, state):
         here, there = asyncio.Event(), asyncio.Event()
 
         @tool(timeout_s=5)
@@ -56,8 +57,9 @@ class Shop(ToolEnvironment):
 
         return (double, ping, pong)
 
-    async def grade(self, task, answer, messages):
-        return {"correct": float(answer == task.data["answer"]), "short": 0.5 if answer is not None else 0.0}
+    async def grade(self, ending):
+        right = ending.answer == ending.task.data["answer"]
+        return {"correct": float(right), "short": 0.5 if ending.answer is not None else 0.0}
 
 
 def says(content, channel=None, recipient=None):
@@ -150,7 +152,7 @@ def test_faults_add_up_over_an_action():
 
 def test_an_environment_without_tools_says_so():
     class Bare(Shop):
-        def tools(self, task):
+        def tools(self, task, state):
             return ()
 
     async def play():
@@ -268,16 +270,16 @@ def test_what_breaks_a_check_is_within_the_boundary():
         def items(self):
             raise OSError("disk")
 
-    assert str(fault_of(lambda: returns(Odd()), reward_parts)) == "Shop.reward raised OSError: disk"
+    assert str(fault_of(lambda: returns(Odd()), checked_score)) == "Shop.reward raised OSError: disk"
 
 
 def test_reward_parts_become_plain_floats():
     """Whatever is one real number: of Python, numpy or torch."""
     given = {"a": 1, "b": True, "c": np.float32(0.25), "d": np.bool_(True), "e": torch.tensor(0.5), "f": Fraction(3, 4)}
-    parts = reward_parts(given)
+    parts = checked_score(given).parts
     assert parts == {"a": 1.0, "b": 1.0, "c": 0.25, "d": 1.0, "e": 0.5, "f": 0.75}
     assert {type(part) for part in parts.values()} == {float}
-    assert reward_parts({}) == {}
+    assert checked_score({}).parts == {}
 
 
 @pytest.mark.parametrize(
@@ -298,7 +300,7 @@ def test_reward_parts_become_plain_floats():
     ],
 )
 def test_a_part_that_is_no_finite_number_is_a_fault_of_one_line(part, said):
-    message = str(fault_of(lambda: returns({"fine": 1.0, "correct": part}), reward_parts))
+    message = str(fault_of(lambda: returns({"fine": 1.0, "correct": part}), checked_score))
     assert message.startswith("Shop.reward returned correct=")
     assert message.endswith(": every part of a reward must be a finite number")
     assert said is None or f"correct={said}:" in message
@@ -307,12 +309,12 @@ def test_a_part_that_is_no_finite_number_is_a_fault_of_one_line(part, said):
 
 @pytest.mark.parametrize("reward", [1.0, None, [("correct", 1.0)]])
 def test_a_reward_without_names_is_a_fault(reward):
-    message = str(fault_of(lambda: returns(reward), reward_parts))
+    message = str(fault_of(lambda: returns(reward), checked_score))
     assert message == f"Shop.reward returned {type(reward).__name__}, not Mapping"
 
 
 def test_a_sum_that_overflows_is_a_fault():
-    message = str(fault_of(lambda: returns({"a": 1e308, "b": 1e308}), reward_parts))
+    message = str(fault_of(lambda: returns({"a": 1e308, "b": 1e308}), checked_score))
     assert message == "Shop.reward returned parts whose sum is not finite: scale the reward down"
 
 
@@ -321,4 +323,129 @@ def test_a_tool_environment_must_be_given_its_tasks_and_its_grade():
         ToolEnvironment().tasks("train")
     assert ToolEnvironment().demonstrations(0) == ()
     with pytest.raises(NotImplementedError):
-        asyncio.run(ToolEnvironment().grade(TASK, "4", []))
+        asyncio.run(ToolEnvironment().grade(Ending(task=TASK, answer="4", messages=[])))
+
+
+class Owning(ToolEnvironment):
+    """Each trajectory owns a list; `log` says what was opened and released."""
+
+    def __init__(self, *, broken: str | None = None) -> None:
+        self.broken, self.log = broken, []
+
+    async def open(self, task):
+        self.log.append("open")
+        if self.broken == "open":
+            raise OSError("no disk")
+        return []
+
+    def tools(self, task, state):
+        if self.broken == "tools":
+            raise OSError("no tools")
+
+        @tool(inline=True)
+        def add(n: int) -> str:
+            """Add a number to what this trajectory has."""
+            state.append(n)
+            return str(sum(state))
+
+        @tool(inline=True)
+        def fail() -> str:
+            """Rely on what is broken."""
+            raise InfrastructureError("the disk is gone")
+
+        return (add, add) if self.broken == "twice" else (add, fail)
+
+    async def grade(self, ending):
+        return Score(parts={"sum": float(sum(ending.state))}, measures={"count": len(ending.state)})
+
+    async def release(self, state):
+        self.log.append(("release", list(state)))
+
+
+def test_what_a_trajectory_owns_is_its_own_and_is_released_once():
+    async def play():
+        environment = Owning()
+        first, second = [(await environment.start(TASK)).state for _ in range(2)]
+        answers = []
+        for state, n in ((first, "1"), (second, "10"), (first, "2")):
+            step = await environment.step(state, [calls(f'{{"n": {n}}}', "functions.add")])
+            answers.append(step.messages[0].content)
+        score = await environment.reward(first, [says("3", "final")], False)
+        await environment.close(first)
+        await environment.close(second)
+        return answers, score, environment.log
+
+    answers, score, log = asyncio.run(play())
+    assert answers == ["1", "10", "3"]
+    assert score == Score(parts={"sum": 3.0}, measures={"count": 2})
+    assert log == ["open", "open", ("release", [1, 2]), ("release", [10])]
+
+
+@pytest.mark.parametrize(
+    ("broken", "log"),
+    [("open", ["open"]), ("tools", ["open", ("release", [])]), ("twice", ["open", ("release", [])])],
+)
+def test_a_start_that_fails_leaves_nothing_open(broken, log):
+    environment = Owning(broken=broken)
+    with pytest.raises((OSError, ValueError)):
+        asyncio.run(environment.start(TASK))
+    assert environment.log == log
+
+
+def test_what_is_broken_beneath_a_tool_is_no_answer_and_ends_the_calls_beside_it():
+    ended = []
+
+    class Beside(Owning):
+        def tools(self, task, state):
+            @tool(timeout_s=60)
+            async def wait() -> str:
+                """Wait until cancelled."""
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    ended.append(True)
+                return ""
+
+            return (*super().tools(task, state), wait)
+
+    async def play():
+        environment = Beside()
+        start = await environment.start(TASK)
+        await environment.step(start.state, [calls("{}", "functions.wait"), calls("{}", "functions.fail")])
+
+    with pytest.raises(InfrastructureError, match="the disk is gone"):
+        asyncio.run(play())
+    assert ended == [True]
+
+
+def test_the_boundary_lets_through_that_infrastructure_broke():
+    async def broken():
+        raise InfrastructureError("down")
+
+    with pytest.raises(InfrastructureError, match="down"):
+        asyncio.run(guarded("Shop.step", broken, timeout_s=5))
+
+
+def test_measures_are_numbers_too():
+    assert checked_score(Score(parts={"a": 1}, measures={"b": True})) == Score(parts={"a": 1.0}, measures={"b": 1.0})
+    message = str(fault_of(lambda: returns(Score(parts={"a": 1.0}, measures={"b": math.nan})), checked_score))
+    assert message == "Shop.reward returned b=nan: every part of a reward must be a finite number"
+
+
+def test_an_ending_says_whether_a_limit_cut_it_short():
+    seen = []
+
+    class Seeing(Owning):
+        async def grade(self, ending):
+            seen.append((ending.answer, ending.truncated, ending.task, len(ending.messages)))
+            return {}
+
+    async def play():
+        environment = Seeing()
+        state = (await environment.start(TASK)).state
+        await environment.reward(state, [*TASK.messages, says("3", "final")], False)
+        await environment.reward(state, [*TASK.messages, says("3", "final")], True)
+        await environment.reward(state, [*TASK.messages, calls("{}", "functions.add")], False)
+
+    asyncio.run(play())
+    assert seen == [("3", False, TASK, 2), (None, True, TASK, 2), (None, False, TASK, 2)]

@@ -1,6 +1,7 @@
 """Statistics of trajectories: counted by hand, and named by nobody but Lockstep and its tools."""
 
 import asyncio
+import dataclasses
 import math
 
 import pytest
@@ -113,7 +114,7 @@ def halve(number: int) -> str:
 
 
 class Halving(ToolEnvironment):
-    def tools(self, task):
+    def tools(self, task, state):
         return (halve,)
 
 
@@ -227,3 +228,12 @@ def test_of_nothing_there_is_no_number():
     assert tool_statistics([]) == {} and tool_statistics([made()]) == {}
     assert turn_statistics([], max_action_tokens=3) == {} and turn_statistics([made(lengths=())]) == {}
     assert group_statistics([], success_reward=1.0) == {}
+
+
+def test_what_is_measured_beside_the_reward_has_a_mean_of_its_own():
+    one, two = made(reward=1.0), made(reward=0.0)
+    masked = dataclasses.replace(made(reward=0.0), measures={"grounded": 9.0}, error="down")
+    trajectories = [dataclasses.replace(one, measures={"grounded": 0.5}), two, masked]
+    found = trajectory_statistics(trajectories, success_reward=1.0)
+    assert found["graded/grounded"] == 0.25
+    assert found["reward"] == 0.5

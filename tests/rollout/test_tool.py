@@ -3,13 +3,15 @@
 import asyncio
 import json
 import threading
-from typing import Literal
+from typing import Annotated, Literal
 
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lockstep.rollout.tool import ToolError, ToolResult, tool
+from lockstep.rollout.concurrency import Limit
+from lockstep.rollout.tool import MAX_CHARACTERS, InfrastructureError, ToolError, ToolResult, cut_middle, tool
 
 
 def answer(made, arguments: str) -> ToolResult:
@@ -89,7 +91,20 @@ def test_good_calls(arguments, text):
     assert answer(repeat, arguments) == ToolResult(text=text)
 
 
-@pytest.mark.parametrize("arguments", ["", "{", "{'text': 'ha'}", '{"text": "ha"} again', "[" * 100_000, "ha", "\x00"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "",
+        "{",
+        '{"text": "ha", "times": NaN}',
+        '{"times": -Infinity}',
+        "{'text': 'ha'}",
+        '{"text": "ha"} again',
+        "[" * 100_000,
+        "ha",
+        "\x00",
+    ],
+)
 def test_bad_json(arguments):
     result = answer(repeat, arguments)
     assert result.fault == "malformed/bad_json"
@@ -112,7 +127,6 @@ def test_a_very_long_integer_is_bad_json():
         ('{"text": "ha", "times": "3"}', "times: Input should be a valid integer"),
         ('{"text": "ha", "times": 3.0}', "times: Input should be a valid integer"),
         ('{"text": "ha", "times": true}', "times: Input should be a valid integer"),
-        ('{"text": "ha", "times": NaN}', "times: Input should be a valid integer"),
         ('{"text": "ha", "mark": "."}', "mark: Input should be '!' or '?'"),
         ('{"text": "ha", "loud": true}', "loud: Extra inputs are not permitted"),
         ('{"text": 3, "times": "3"}', "text: Input should be a valid string; times: Input should be a valid integer"),
@@ -278,3 +292,186 @@ def test_a_timeout_of_the_tool_s_own_is_an_error_of_the_tool():
 
 def test_an_answer_is_text_that_can_be_encoded():
     answer(repeat, '{"text": "\\ud800"}').text.encode()
+
+
+def test_arguments_are_described_by_the_docstring_or_by_their_type():
+    @tool
+    def find(
+        query: str, limit: int = 5, order: Annotated[str, pydantic.Field(description="asc or desc")] = "asc"
+    ) -> str:
+        """Find people.
+
+        Args:
+            query: what to look for,
+                in plain words
+            limit: how many
+        """
+        return query * limit
+
+    properties = find.description.parameters["properties"]
+    assert find.description.description == "Find people."
+    assert properties["query"] == {"type": "string", "description": "what to look for, in plain words"}
+    assert properties["limit"] == {"type": "integer", "default": 5, "description": "how many"}
+    assert properties["order"]["description"] == "asc or desc"
+    assert find.description.parameters["required"] == ["query"]
+    assert answer(find, '{"query": "a"}').text == "aaaaa"
+
+
+def test_a_docstring_that_describes_what_is_not_there():
+    def find(query: str) -> str:
+        """Find people.
+
+        Args:
+            text: what to look for
+        """
+        return query
+
+    with pytest.raises(TypeError, match="tool 'find' describes an argument 'text' that it lacks"):
+        tool(find)
+
+
+def test_arguments_that_have_no_name():
+    def many(*texts: str) -> str:
+        """Join."""
+        return "".join(texts)
+
+    def placed(text: str, /) -> str:
+        """Repeat."""
+        return text
+
+    for function in (many, placed):
+        with pytest.raises(TypeError, match="cannot be given by name"):
+            tool(function)
+
+
+def test_so_many_calls_at_once_over_all_that_share_the_limit():
+    inside, most = 0, 0
+    limit = Limit(2)
+
+    def make():
+        @tool(max_concurrency=limit)
+        async def work() -> str:
+            """Work."""
+            nonlocal inside, most
+            inside += 1
+            most = max(most, inside)
+            await asyncio.sleep(0)
+            inside -= 1
+            return "done"
+
+        return work
+
+    async def play():
+        return await asyncio.gather(*(made.call("{}") for made in (make(), make()) for _ in range(4)))
+
+    assert {result.text for result in asyncio.run(play())} == {"done"}
+    assert most == 2
+
+
+def test_a_count_of_calls_is_a_limit_of_its_own():
+    @tool(max_concurrency=3)
+    async def work() -> str:
+        """Work."""
+        return "done"
+
+    assert work.limit is not None and work.limit.size == 3
+
+
+def test_infrastructure_that_fails_passes_through():
+    for inline in (True, False):
+
+        @tool(inline=inline)
+        def run() -> str:
+            """Rely on a sandbox."""
+            raise InfrastructureError("the sandbox is gone")
+
+        with pytest.raises(InfrastructureError, match="the sandbox is gone"):
+            answer(run, "{}")
+
+
+def test_a_flood_is_cut_in_the_middle():
+    @tool
+    def flood(error: bool) -> str:
+        """Say much."""
+        if error:
+            raise ToolError("e" * 10_000_000)
+        return "a" * 5_000_000 + "b" * 5_000_000
+
+    for arguments, first, last in (('{"error": false}', "a", "b"), ('{"error": true}', "E", "e")):
+        text = answer(flood, arguments).text
+        assert len(text) < MAX_CHARACTERS + 100
+        assert (text[0], text[-1]) == (first, last)
+        assert "characters left out ...]" in text
+
+
+def test_the_middle_that_is_cut_is_counted():
+    assert cut_middle("0123456789", 10) == "0123456789"
+    assert cut_middle("0123456789", 5) == "01\n[... 5 characters left out ...]\n789"
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise OSError("no words")
+
+
+class Unspeakable:
+    def __str__(self):
+        raise OSError("no words")
+
+
+@pytest.mark.parametrize("inline", [True, False])
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [(SystemExit(3), ""), (Mute(), "Mute: (no message)"), (asyncio.CancelledError(), "CancelledError")],
+)
+def test_whatever_a_tool_raises_is_one_message(inline, raised, said):
+    @tool(inline=inline)
+    def leave() -> str:
+        """Leave."""
+        raise raised
+
+    result = answer(leave, "{}")
+    assert result.fault == "tool/error"
+    assert result.text.startswith("Error: ") and said in result.text
+
+
+def test_an_async_tool_that_cancels_itself_is_at_fault():
+    @tool
+    async def leave() -> str:
+        """Leave."""
+        raise asyncio.CancelledError
+
+    assert answer(leave, "{}") == ToolResult(text="Error: CancelledError", fault="tool/error")
+
+
+def test_what_has_no_text_is_a_fault():
+    @tool
+    def leave() -> Unspeakable:
+        """Leave."""
+        return Unspeakable()
+
+    assert answer(leave, "{}").text == "Error: OSError: no words"
+
+
+def test_hanging_calls_take_no_place_from_others():
+    release = threading.Event()
+
+    @tool(timeout_s=0.01)
+    def hang() -> str:
+        """Hang."""
+        release.wait()
+        return ""
+
+    @tool
+    def quick() -> str:
+        """Answer."""
+        return "here"
+
+    async def play():
+        hung = await asyncio.gather(*(hang.call("{}") for _ in range(64)))
+        return hung, await quick.call("{}")
+
+    hung, said = asyncio.run(play())
+    release.set()
+    assert {result.fault for result in hung} == {"tool/timeout"}
+    assert said.text == "here"

@@ -12,6 +12,8 @@ from lockstep.engine.engine import Completion, EngineError, Sampling
 from lockstep.engine.scripted import ScriptedEngine, scripted_logprob
 from lockstep.rollout.environment import Start, Step
 from lockstep.rollout.renderer import Extension, Parsed
+from lockstep.rollout.reward import Score
+from lockstep.rollout.tool import InfrastructureError
 from lockstep.rollout.trajectory import Attempt, Policy, Rollout, seed_of, turn_routes
 from lockstep.types import Message, Task, ToolDescription, UserError
 
@@ -474,3 +476,54 @@ def test_a_turn_keeps_the_routes_of_the_tokens_it_fed():
     )
     assert turn_routes(completion, 6, first=True)[:, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert turn_routes(completion, 3, first=False)[:, 0, 0].tolist() == [2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("what", ["start", "step", "reward"])
+def test_infrastructure_that_fails_masks_the_trajectory_under_its_own_name(what):
+    trajectory, _ = play([[20, STOP], [FINAL, STOP]], Environment(**{what: InfrastructureError("the sandbox is gone")}))
+    assert (trajectory.stop_reason, trajectory.error) == ("infrastructure_error", "the sandbox is gone")
+    assert (trajectory.reward, trajectory.reward_parts) == (0.0, {})
+
+
+def test_a_close_that_finds_infrastructure_broken_is_counted():
+    trajectory, _ = play([[FINAL, STOP]], Environment(close=InfrastructureError("gone")))
+    assert (trajectory.stop_reason, trajectory.events["close_failed"]) == ("done", 1)
+
+
+class Talkative(Environment):
+    """Answers with as many tokens as it is told, and with a message of the user's as long."""
+
+    async def step(self, state, action):
+        said = numbers(action[-1].content)
+        if FINAL in said:
+            return Step(done=True)
+        text = " ".join(["50"] * said[0])
+        return Step(messages=(Message(role="tool", name="adder", content=text), Message(role="user", content=text)))
+
+    async def reward(self, state, messages, truncated):
+        return Score(parts={"a": 1.0}, measures={"b": 2.0})
+
+
+class Shortening(Renderer):
+    def shorten(self, text, max_tokens):
+        words = text.split()
+        return text if len(words) <= max_tokens else " ".join(words[:max_tokens])
+
+
+def test_a_long_answer_of_a_tool_is_shortened_and_counted():
+    script = [[17, STOP], [16, STOP], [FINAL, STOP]]
+    trajectory, _ = play(script, Talkative(), Shortening(), max_result_tokens=16)
+    assert [len(m.content.split()) for m in trajectory.messages if m.role == "tool"] == [16, 16]
+    assert [len(m.content.split()) for m in trajectory.messages if m.role == "user"][1:] == [17, 16]
+    assert trajectory.events == {"tool/shortened": 1}
+    assert len(trajectory.turns[1].context) == 16 + 17 + 1
+
+
+def test_what_is_measured_beside_the_reward_is_kept_apart():
+    trajectory, _ = play([[FINAL, STOP]], Talkative())
+    assert (trajectory.reward, trajectory.reward_parts, trajectory.measures) == (1.0, {"a": 1.0}, {"b": 2.0})
+
+
+def test_answers_need_room_for_a_note():
+    with pytest.raises(UserError, match=r"rollout.max_result_tokens=15: a shortened answer and its note need 16"):
+        Rollout(max_result_tokens=15)

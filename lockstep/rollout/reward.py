@@ -1,0 +1,89 @@
+"""Rewards from named parts: what a grader sees, what it gives, and several of them at once, each limited in time.
+
+    async def grade(self, ending):
+        return await score(ending, (Reward("correct", is_correct), Reward("style", judge, weight=0.1)))
+
+Parts with a weight of 0 are measured and logged (as graded/NAME) but change no reward.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lockstep.rollout.concurrency import in_thread, together
+from lockstep.rollout.tool import InfrastructureError
+from lockstep.types import Message, Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How a trajectory ended, for whoever grades it.
+
+    answer: the final message's text; None when the trajectory ended without one. messages: the whole conversation, from
+    the task's own on. state: what the environment opened for this trajectory. truncated: a limit cut it short.
+    """
+
+    task: Task
+    answer: str | None
+    messages: Sequence[Message]
+    state: Any = None
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """parts: by name, summed to the reward. measures: by name, logged and recorded beside them, without a say in it."""
+
+    parts: Mapping[str, float]
+    measures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """One named part of a reward: `weight` times what the function says of an ending. A plain function runs in a
+    thread. timeout_s: seconds it may take."""
+
+    name: str
+    function: Callable[[Ending], float | Awaitable[float]]
+    weight: float = 1.0
+    timeout_s: float = 10.0
+
+
+class RewardFault(RuntimeError):
+    """A part of a reward failed or was late. The message names it; the trajectory is masked, never scored 0."""
+
+
+async def score(ending: Ending, rewards: Sequence[Reward]) -> Score:
+    """All parts at once. Raises RewardFault when one raises or is late (its cause is what it raised), and
+    InfrastructureError as it comes."""
+    names = [reward.name for reward in rewards]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"two rewards are named {min(twice)!r}: give each a name of its own")
+    values = await together(_value(ending, reward) for reward in rewards)
+    found = list(zip(rewards, values, strict=True))
+    return Score(
+        parts={reward.name: reward.weight * value for reward, value in found if reward.weight},
+        measures={reward.name: value for reward, value in found if not reward.weight},
+    )
+
+
+async def _value(ending: Ending, reward: Reward) -> float:
+    deadline = asyncio.timeout(reward.timeout_s)
+    try:
+        async with deadline:
+            if inspect.iscoroutinefunction(reward.function):
+                return float(await reward.function(ending))
+            result = await in_thread(lambda: reward.function(ending))
+            return float(await result if inspect.isawaitable(result) else result)
+    except InfrastructureError:
+        raise
+    except Exception as error:  # the environment boundary: a reward is other people's code
+        if deadline.expired():
+            raise RewardFault(
+                f"reward {reward.name!r} did not finish within {reward.timeout_s:g} s; raise its timeout_s or fix it"
+            ) from error
+        raise RewardFault(f"reward {reward.name!r} raised {type(error).__name__}: {error}") from error
