@@ -1,0 +1,1 @@
+"""Running model-written Python safely: standard library only, and nothing of the rest of Lockstep."""

@@ -1,0 +1,307 @@
+"""The zygote: one fork a call from a warm interpreter, timers, limits across a call's processes, and the end of each.
+
+It never reads code, input or output, which pass through it as descriptors only. How a call ended is what the kernel
+says (wait status, rusage) and this process's own clock; "setup failed" comes through a pipe that is closed before the
+guest's code runs.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from lockstep.sandbox import guest, namespaces, script, watch, wire
+from lockstep.sandbox.interface import Limits
+from lockstep.sandbox.running import Running, close_all, group_of, kill_group, reap, reap_group
+from lockstep.sandbox.scratch import make_folder, remove_folder
+
+_WATCH_EVERY_S, _WATCH_IDLE_EVERY_S = 0.05, 1.0
+_NPROC_SLACK = 64  # for a user's other processes, where RLIMIT_NPROC counts those too
+_COUNT_USER_EVERY_S = 1.0
+_LAST_CHANCE_S = 1.0
+
+
+class BecomeGuest(BaseException):
+    """Unwinds a forked child out of the supervisor, so that the guest's code runs on an empty stack."""
+
+    def __init__(self, search: Sequence[str], hidden: Sequence[tuple[str, str]], session: bool) -> None:
+        super().__init__()
+        self.search, self.hidden, self.session = search, hidden, session
+
+    def run(self) -> None:
+        names = script.prepare(self.search, self.hidden)
+        if self.session:
+            script.run_session(guest.CODE, guest.CHANNEL, guest.REPORT, names)
+        with open(guest.CODE, "rb") as file:
+            file.seek(0)
+            code = file.read()
+        os.close(guest.REPORT)
+        script.finish(script.run(code, names))
+
+
+class Supervisor:
+    """One loop over the control socket, a process descriptor for each call, and the earliest deadline."""
+
+    def __init__(
+        self,
+        *,
+        control: socket.socket,
+        ends: Sequence[int],
+        proc: int,
+        cell: guest.Cell,
+        first_user: int | None,
+        max_guests: int,
+        folder: str,
+        search: Sequence[str],
+        hidden: Sequence[tuple[str, str]],
+    ) -> None:
+        self._control, self._ends, self._proc, self._cell = control, ends, proc, cell
+        self._first_user, self._folder = first_user, folder
+        self._search, self._hidden = search, hidden
+        self._namespaces = not cell.landlock_abi
+        self._home = guest.high(os.open("self/ns/pid", os.O_RDONLY, dir_fd=proc)) if self._namespaces else -1
+        self._counts_by_namespace = watch.kernel() >= (5, 14)
+        self._null = guest.high(os.open("/dev/null", os.O_RDONLY))
+        self._slots = list(range(max_guests))
+        self._waiting: deque[tuple[dict[str, Any], list[int]]] = deque()
+        self._running: dict[int, Running] = {}
+        self._armed: dict[int, float] = {}
+        self._by_pidfd: dict[int, Running] = {}
+        self._base_private = watch.private_bytes_of_self(proc)
+        self._user_tasks, self._counted = 0, -1e9
+        self._poll = select.poll()
+        for descriptor in (control.fileno(), *ends):
+            self._poll.register(descriptor, select.POLLIN)
+
+    def serve(self) -> None:
+        """Until the trainer (or the launcher) is gone. Raises BecomeGuest in every forked guest."""
+        while True:
+            for descriptor, _ in self._poll.poll(self._patience_ms()):
+                if descriptor == self._control.fileno():
+                    if not self._listen():
+                        return self._end_all()
+                elif descriptor in self._ends:
+                    return self._end_all()
+                elif (ended := self._by_pidfd.get(descriptor)) is not None:
+                    self._finish(ended)
+            self._enforce(time.monotonic())
+            while self._waiting and self._slots:
+                self._start(*self._waiting.popleft())
+
+    def _patience_ms(self) -> float | None:
+        """Until the next deadline or look; None when nothing runs."""
+        if not self._running:
+            return None
+        now = time.monotonic()
+        soonest = min(min(call.deadline, call.look_again) for call in self._running.values())
+        return max(0.0, soonest - now) * 1000 + 1
+
+    def _listen(self) -> bool:
+        message, descriptors = wire.receive(self._control)
+        match message:
+            case None:
+                return False
+            case {"call": _}:
+                self._waiting.append((message, descriptors))
+            case {"abandon": number}:
+                if (call := self._running.get(number)) is not None:
+                    call.deadline, call.if_late = time.monotonic() + _LAST_CHANCE_S, "asked"
+            case {"kill": number}:
+                self._forget(number)
+            case {"arm": number, "time_s": time_s}:
+                self._armed[number] = time_s
+                if (call := self._running.get(number)) is not None:
+                    self._arm(call)
+            case {"disarm": number}:
+                if (call := self._running.get(number)) is not None and not call.cause:
+                    self._disarm(call)
+        return True
+
+    def _arm(self, session: Running) -> None:
+        """A run of a session begins: its clock starts."""
+        session.run_started = time.monotonic()
+        session.run_cpu_s = watch.cpu_s(self._proc, self._pids(session))
+        session.deadline = session.run_started + self._armed.pop(session.number)
+        session.look_again = session.run_started + _WATCH_EVERY_S
+
+    def _disarm(self, session: Running) -> None:
+        """A run of a session has ended."""
+        session.deadline = float("inf")
+        time_s = time.monotonic() - session.run_started
+        cpu_s = max(0.0, watch.cpu_s(self._proc, self._pids(session)) - session.run_cpu_s)
+        wire.send(self._control, {"ran": session.number, "time_s": time_s, "cpu_s": cpu_s})
+
+    def _forget(self, number: int) -> None:
+        """Kill a call that nobody awaits any more, or take it out of the queue."""
+        if (call := self._running.get(number)) is not None:
+            self._kill(call, "asked")
+            return
+        for place, (message, descriptors) in enumerate(self._waiting):
+            if message["call"] == number:
+                del self._waiting[place]
+                close_all(descriptors)
+                wire.send(self._control, {"infra": number, "text": "killed before it began"})
+                return
+
+    def _start(self, message: dict[str, Any], descriptors: list[int]) -> None:
+        """Fork a guest, or tell the trainer why that could not be done. Raises BecomeGuest in the guest."""
+        number, limits, slot = message["call"], Limits(**message["limits"]), self._slots.pop()
+        user = None if self._first_user is None else self._first_user + slot
+        scratch = namespaces.SCRATCH if self._namespaces else f"{self._folder}/{number}"
+        report, told = os.pipe2(os.O_CLOEXEC)
+        started = time.monotonic()
+        try:
+            tasks = self._nproc(limits)
+            if not self._namespaces:
+                make_folder(scratch, user)
+            pid = namespaces.fork_into_new_pids(self._home) if self._namespaces else os.fork()
+        except OSError as error:
+            close_all([report, told, *descriptors])
+            if not self._namespaces:
+                remove_folder(scratch)
+            self._slots.append(slot)
+            wire.send(self._control, {"infra": number, "text": f"a call could not be started: {error}"})
+            return
+        if pid == 0:
+            os.close(report)
+            given = self._given(message, descriptors, told)
+            self._enter(given, limits, scratch, user, tasks, message["session"])
+            raise BecomeGuest(self._search, self._hidden, message["session"])
+        close_all([told, *descriptors])
+        call = Running(
+            number=number,
+            pid=pid,
+            pidfd=os.pidfd_open(pid),
+            report=report,
+            limits=limits,
+            slot=slot,
+            scratch=scratch,
+            session=message["session"],
+            started=started,
+            deadline=float("inf") if message["session"] else started + limits.time_s,
+            look_again=started + _WATCH_EVERY_S,
+        )
+        self._running[number] = self._by_pidfd[call.pidfd] = call
+        if number in self._armed:
+            self._arm(call)
+        self._poll.register(call.pidfd, select.POLLIN)
+
+    def _given(self, message: dict[str, Any], descriptors: list[int], told: int) -> guest.Descriptors:
+        code, stdout, stderr, *others = descriptors
+        optional = {name: others.pop(0) for name in ("stdin", "files", "session") if message[name]}
+        return guest.Descriptors(
+            code=code,
+            stdin=optional.get("stdin", self._null),
+            stdout=stdout,
+            stderr=stderr,
+            files=optional.get("files"),
+            channel=optional.get("session"),
+            report=told,
+        )
+
+    def _enter(
+        self, given: guest.Descriptors, limits: Limits, scratch: str, user: int | None, tasks: int, session: bool
+    ) -> None:
+        """In the forked child: become the guest, or say why not and end."""
+
+        def become() -> None:
+            guest.enter(
+                given, self._cell, limits, proc=self._proc, scratch=scratch, user=user, tasks=tasks, session=session
+            )
+
+        try:
+            if self._namespaces:
+                namespaces.mount_scratch(limits.files_bytes, limits.max_files)
+                namespaces.keep(given.report, become)
+            else:
+                become()
+        except BaseException as error:  # a forked child must never go on as its parent
+            guest.tell_failure(given.report, error)
+
+    def _nproc(self, limits: Limits) -> int:
+        """RLIMIT_NPROC: exact where the guest's user is its own, loose where it is shared (then `_look` is exact)."""
+        if self._first_user is not None or (self._namespaces and self._counts_by_namespace):
+            return limits.max_processes
+        if time.monotonic() - self._counted > _COUNT_USER_EVERY_S:
+            self._user_tasks = watch.tasks_of_user(self._proc, os.getuid())
+            self._counted = time.monotonic()
+        return self._user_tasks + limits.max_processes + _NPROC_SLACK
+
+    def _enforce(self, now: float) -> None:
+        for call in list(self._running.values()):
+            if call.deadline <= now:
+                self._kill(call, call.if_late)
+            elif call.look_again <= now:
+                idle = call.deadline == float("inf")  # a session between runs
+                call.look_again = now + (_WATCH_IDLE_EVERY_S if idle else _WATCH_EVERY_S)
+                self._look(call)
+
+    def _look(self, call: Running) -> None:
+        """Kill a call whose processes together are over a limit that the kernel holds only for each."""
+        pids = self._pids(call)
+        private = sum(max(0, watch.private_bytes(self._proc, pid) - self._base_private) for pid in pids)
+        if private > call.limits.memory_bytes:
+            self._kill(call, "memory")
+        elif watch.num_tasks(self._proc, pids) > call.limits.max_processes:
+            self._kill(call, "processes")
+        elif not self._namespaces:
+            held, files = watch.held_in(self._proc, call.scratch, pids)
+            if held > call.limits.files_bytes or files > call.limits.max_files:
+                self._kill(call, "files")
+
+    def _pids(self, call: Running) -> list[int]:
+        """All processes of a call, in the numbers of /proc."""
+        if self._namespaces:
+            call.outer_pid = call.outer_pid or watch.outer_pid(self._proc, call.pidfd)
+            return watch.descendants(self._proc, call.outer_pid)[1:]
+        orphans = [pid for pid in watch.children_of_self(self._proc) if pid != call.pid and group_of(pid) == call.pid]
+        return [pid for root in (call.pid, *orphans) for pid in watch.descendants(self._proc, root)]
+
+    def _kill(self, call: Running, cause: wire.Cause) -> None:
+        """End all its processes: the keeper's end ends its namespace; seccomp keeps a Landlock guest's in its group."""
+        call.cause = call.cause or cause
+        call.deadline = float("inf")
+        if self._namespaces:  # the kernel does not count what dies with its namespace
+            call.killed_cpu_s = watch.cpu_s(self._proc, self._pids(call))
+        os.kill(call.pid, signal.SIGKILL)
+        if not self._namespaces:
+            kill_group(call.pid)
+
+    def _finish(self, call: Running) -> None:
+        """Its first process has ended: nothing of it may stay, and the trainer is told."""
+        self._poll.unregister(call.pidfd)
+        time_s = time.monotonic() - call.started
+        if not self._namespaces:
+            kill_group(call.pid)
+        status, cpu_s = reap_group(call.pid) if not self._namespaces else reap(call.pid)
+        told = os.read(call.report, 4096)
+        close_all([call.report, call.pidfd])
+        del self._running[call.number], self._by_pidfd[call.pidfd]
+        if not self._namespaces:
+            remove_folder(call.scratch)
+        self._slots.append(call.slot)
+        if told.startswith(b"F"):
+            text = told[1:].partition(b"\0")[0].decode("utf-8", "replace")
+            wire.send(self._control, {"infra": call.number, "text": f"setup failed: {text}"})
+            return
+        cause, cpu_s = call.cause, max(cpu_s, call.killed_cpu_s)
+        if told.startswith(b"S"):
+            _, status, cpu_s = namespaces.ENDED.unpack(told)
+            cause = ""
+        if call.session:
+            time_s, cpu_s = time.monotonic() - call.run_started, max(0.0, cpu_s - call.run_cpu_s)
+        end = {"end": call.number, "status": status, "cause": cause, "time_s": time_s, "cpu_s": cpu_s}
+        wire.send(self._control, end)
+
+    def _end_all(self) -> None:
+        for call in self._running.values():
+            self._kill(call, "asked")
+        for call in self._running.values():
+            if not self._namespaces:
+                reap_group(call.pid)

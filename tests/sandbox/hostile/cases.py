@@ -1,0 +1,55 @@
+"""All cases, by family and by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.sandbox.hostile import (
+    channels,
+    clock,
+    files,
+    interpreter,
+    kernel,
+    memory,
+    neighbours,
+    network,
+    output,
+    privilege,
+    processes,
+    sessions,
+    stalling,
+    status,
+    writing,
+)
+from tests.sandbox.hostile.case import Case
+
+FAMILIES = (
+    files,
+    writing,
+    processes,
+    neighbours,
+    network,
+    memory,
+    clock,
+    output,
+    kernel,
+    privilege,
+    status,
+    channels,
+    interpreter,
+    sessions,
+    stalling,
+)
+
+
+def _named() -> dict[str, Case]:
+    found: dict[str, Case] = {}
+    for family in FAMILIES:
+        for each in family.CASES:
+            if each.name in found:
+                raise ValueError(f"two cases are named {each.name!r}")
+            found[each.name] = replace(each, family=family.__name__.rpartition(".")[2])
+    return found
+
+
+CASES = _named()
