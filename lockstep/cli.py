@@ -1,5 +1,5 @@
-"""The command `lockstep`: train, sft, eval. Each is a thin call; a user's mistake is one line on stderr and exit code
-2."""
+"""The command `lockstep`: train, sft, eval, plan, doctor. Each is a thin call; a user's mistake is one line on stderr
+and exit code 2."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ commands:
   train RECIPE [--resume RUN] [options]    cold start, then reinforcement learning
   sft RECIPE [--resume RUN] [options]      the cold start alone, and an evaluation
   eval CHECKPOINT [--environment NAME]     held-out success of a checkpoint
+  plan RECIPE [options]                    what a run would need: parameters, bytes, tokens; nothing is run
+  doctor sandbox                           which sandbox this machine can have, and why not a stronger one
 
 RECIPE is a Python file with a module-level `run = Run(...)`, for example recipes/ledger.py.
 `lockstep train RECIPE --help` lists every option of that recipe. Beside those, --algorithm NAME and --correction NAME
@@ -38,7 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(command: str, arguments: list[str]) -> None:
-    commands: dict[str, Callable[[list[str]], None]] = {"train": _train, "sft": _sft, "eval": _eval}
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "train": _train,
+        "sft": _sft,
+        "eval": _eval,
+        "plan": _plan,
+        "doctor": _doctor,
+    }
     if command not in commands:
         from lockstep.options import nearest
         from lockstep.types import UserError
@@ -84,6 +92,23 @@ def _eval(arguments: list[str]) -> None:
     from lockstep.evaluate_checkpoint import main as evaluate_checkpoint
 
     evaluate_checkpoint(arguments)
+
+
+def _plan(arguments: list[str]) -> None:
+    from lockstep.options import recipe_and_options
+    from lockstep.plan import show
+    from lockstep.types import UserError
+
+    run, resume = recipe_and_options("plan", arguments)
+    if resume is not None:
+        raise UserError(f"--resume {resume}: nothing is run; leave it out")
+    show(run)
+
+
+def _doctor(arguments: list[str]) -> None:
+    from lockstep.doctor import main as doctor
+
+    doctor(arguments)
 
 
 def run() -> None:

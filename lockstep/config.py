@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lockstep.algorithm.algorithm import AdvantagesT, Algorithm, LossT
 from lockstep.algorithm.interface import smallest_group
@@ -218,6 +219,21 @@ def as_dict(run: Run) -> dict[str, Any]:
         "environment_class": f"{kind.__module__}.{kind.__qualname__}",
         "classes": {name: type(value).__name__ for name, value in choices.items() if dataclasses.is_dataclass(value)},
     }
+
+
+def from_dict(kind: Any, value: Any) -> Any:
+    """What `as_dict` made of a value of type `kind`, as it was: dataclasses, paths and tuples, inside each other too. A
+    field that the class no longer has raises TypeError."""
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        hints = get_type_hints(kind)
+        return kind(**{name: from_dict(hints.get(name), each) for name, each in value.items()})  # pyright: ignore[reportCallIssue]
+    if get_origin(kind) in (Union, UnionType):
+        choices = [choice for choice in get_args(kind) if choice is not NoneType]
+        return value if value is None or len(choices) != 1 else from_dict(choices[0], value)
+    if isinstance(value, list) and (get_origin(kind) or kind) is tuple:
+        inner = get_args(kind)[:1] or (None,)
+        return tuple(from_dict(inner[0], each) for each in value)
+    return Path(value) if kind is Path else value
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -9,14 +9,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
 from lockstep.compute import prepare_cpu
-from lockstep.config import ConfigError, Evaluation
+from lockstep.config import ConfigError, Evaluation, from_dict
 from lockstep.engine.embedded import EmbeddedEngine
 from lockstep.evaluate import evaluate_both
 from lockstep.model.loading import load_model, load_tokenizer
@@ -39,7 +39,8 @@ class Eval:
     checkpoint: Positional[Path]
     """A Hugging Face folder, such as runs/NAME/checkpoints/rl-000080, or the id of a model."""
     environment: str | None = None
-    """'ledger', 'gsm8k', or MODULE:CLASS of one's own; the checkpoint's own when left out."""
+    """One of Lockstep's ('ledger', 'gsm8k', 'retool', 'verifyif', 'recruiter', 'verifiers'), or MODULE:CLASS of one's
+    own; the checkpoint's own when left out."""
     data: Path | None = None
     """The environment's data folder, for environments that read one."""
     num_tasks: int | None = None
@@ -133,8 +134,7 @@ def make_environment(settings: Eval, known: Mapping[str, Any]) -> Environment:
         raise ConfigError(
             f"{kind.__name__} needs {', '.join(required)}; add --data FOLDER, or evaluate a checkpoint of its own"
         )
-    hints = get_type_hints(kind)
-    return kind(**{key: Path(value) if hints.get(key) is Path else value for key, value in options.items()})
+    return from_dict(kind, options)
 
 
 def find_environment(name: str) -> type:

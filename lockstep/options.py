@@ -109,7 +109,9 @@ def load_recipe(path: Path) -> Mapping[str, Any]:
         raise ConfigError(
             f"no recipe {path}{nearest(str(path), map(str, others))}; give a Python file with a module-level `run`"
         )
-    sys.path.insert(0, str(path.parent.resolve()))  # a recipe may import what lies beside it
+    sys.path.append(
+        str(path.parent.resolve())
+    )  # a recipe may import what lies beside it, where no package has its name
     namespace = vars(_imported(path))
     if not isinstance(namespace.get("run"), Run):
         raise ConfigError(f"{path} has no module-level `run = Run(...)`; add one")

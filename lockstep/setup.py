@@ -26,6 +26,7 @@ from lockstep.model.saving import save_model
 from lockstep.model.tiny import build_model, build_tokenizer
 from lockstep.rollout.chat import renderer_for
 from lockstep.rollout.renderer import Renderer
+from lockstep.rollout.tool import InfrastructureError
 from lockstep.sft import demonstration_samples
 from lockstep.trainer.critic import Critic, OwnCritic, SharedCritic
 from lockstep.trainer.optimizer import Optimizer
@@ -78,7 +79,10 @@ def _prepare(run: Run, checkpoint: Path | None) -> Parts:
             f"rollout.num_prompts={run.rollout.num_prompts}: {type(environment).__name__} has {len(train_tasks)} train "
             "tasks, and no step takes one twice; lower it"
         )
-    tools = asyncio.run(_tools(run, train_tasks[0]))
+    try:
+        tools = asyncio.run(_tools(run, train_tasks[0]))
+    except InfrastructureError as error:
+        raise UserError(str(error)) from error
     if checkpoint is None and run.model == "tiny":
         tokenizer = build_tokenizer(_texts(train_tasks, demonstrations, tools), run.tiny.vocab_size)
     else:
