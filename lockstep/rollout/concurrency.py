@@ -1,4 +1,8 @@
-"""Things that run at once: all of them or none, at most so many, in a thread that nobody has to wait for."""
+"""Other people's code beside our own: all at once, at most so many, limited in time, left behind when it does not end.
+
+What is awaited here runs in a task of its own. It may raise SystemExit, swallow its cancellation or never return, and
+costs its caller an exception and no more.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,23 @@ import asyncio
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 ResultT = TypeVar("ResultT")
 MAX_ABANDONED = 256  # threads that nobody waits for any more, before a further one is refused
+GRACE_S = 2.0  # for what was cancelled to end
 
 _abandoned: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+_left_behind: set[asyncio.Task[Any]] = set()  # a loop alone would not keep them alive
+
+
+class Late(Exception):
+    """What was awaited did not end in time, or had no place in time."""
+
+
+class NoThread(RuntimeError):
+    """No thread can be started: too many were left behind and still run, or the machine gives no more."""
 
 
 async def together(coroutines: Iterable[Coroutine[Any, Any, ResultT]]) -> list[ResultT]:
@@ -32,9 +46,49 @@ async def cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def within(timeout_s: float, work: Awaitable[ResultT], *, ended: Callable[[], None] | None = None) -> ResultT:
+    """Await other people's code, in a task of its own.
+
+    Raises Late after timeout_s seconds, what the work raises, and RuntimeError in place of a SystemExit, or of a
+    CancelledError that nobody asked for. Late or cancelled work is cancelled, given GRACE_S to end, and then left
+    behind. ended: called once when the work has really ended, however late.
+    """
+    task = asyncio.create_task(_contained(work))
+    if ended is not None:
+        task.add_done_callback(lambda _: ended())
+    try:
+        await asyncio.wait({task}, timeout=timeout_s)
+        if task.done():
+            return task.result()
+        raise Late
+    finally:
+        if not task.done():
+            task.cancel()
+            _left_behind.add(task)
+            task.add_done_callback(_forget)
+            await asyncio.wait({task}, timeout=GRACE_S)
+
+
+async def _contained(work: Awaitable[ResultT]) -> ResultT:
+    try:
+        return await work
+    except SystemExit as error:
+        raise RuntimeError("SystemExit") from error
+    except asyncio.CancelledError:
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise
+        raise RuntimeError("CancelledError") from None  # its own, nobody cancelled it
+
+
+def _forget(task: asyncio.Task[Any]) -> None:
+    _left_behind.discard(task)
+    if not task.cancelled():
+        task.exception()  # nobody else will look at it
+
+
 class Limit:
-    """`async with limit:` holds one of `size` places; the rest wait, first come, first served. Not bound to an event
-    loop: each loop has places of its own."""
+    """At most `size` at once; the rest wait, first come, first served. Not bound to an event loop: each loop has places
+    of its own."""
 
     def __init__(self, size: int) -> None:
         if size < 1:
@@ -44,30 +98,30 @@ class Limit:
             weakref.WeakKeyDictionary()
         )
 
-    def _semaphore(self) -> asyncio.Semaphore:
-        return self._places.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(self.size))
+    async def place(self, timeout_s: float) -> Callable[[], None]:
+        """Wait for a place; the function that is returned gives it back, in the same loop. Raises Late."""
+        semaphore = self._places.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(self.size))
+        try:
+            async with asyncio.timeout(timeout_s):
+                await semaphore.acquire()
+        except TimeoutError:
+            raise Late from None
+        return semaphore.release
 
-    async def __aenter__(self) -> None:
-        await self._semaphore().acquire()
 
-    async def __aexit__(self, *_: object) -> None:
-        self._semaphore().release()
-
-
-async def in_thread(function: Callable[[], ResultT]) -> ResultT:
+async def in_thread(function: Callable[[], ResultT], *, ended: Callable[[], None] | None = None) -> ResultT:
     """Call a function in a daemon thread of its own.
 
     When the caller is cancelled it is left behind: a function that never returns costs a thread, but no place in a
-    shared pool, and the process still ends. Raises what the function raises (SystemExit as RuntimeError), and
-    TooManyAbandoned when MAX_ABANDONED calls have been left behind and have not returned.
+    shared pool, and the process still ends. Raises what the function raises (SystemExit and its like as RuntimeError),
+    and NoThread. ended: called once, in this loop, when the function has returned, however late, or never began.
     """
-    left = sum(thread.is_alive() for thread in _abandoned)
-    if left >= MAX_ABANDONED:
-        raise TooManyAbandoned(f"{left} calls never returned, and their threads still run; make them async, or end")
     loop = asyncio.get_running_loop()
     future: asyncio.Future[ResultT] = loop.create_future()
 
     def settle(result: ResultT | None, error: BaseException | None) -> None:
+        if ended is not None:
+            ended()
         if future.done():
             return
         if error is None:
@@ -84,8 +138,7 @@ async def in_thread(function: Callable[[], ResultT]) -> ResultT:
         with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever asked
             loop.call_soon_threadsafe(settle, result, error)
 
-    thread = threading.Thread(target=run, name=f"lockstep {getattr(function, '__name__', 'call')}", daemon=True)
-    thread.start()
+    thread = _started(run, ended)
     try:
         return await future
     except asyncio.CancelledError:
@@ -93,5 +146,15 @@ async def in_thread(function: Callable[[], ResultT]) -> ResultT:
         raise
 
 
-class TooManyAbandoned(RuntimeError):
-    """Too many calls were left behind in threads that still run."""
+def _started(run: Callable[[], None], ended: Callable[[], None] | None) -> threading.Thread:
+    left = sum(thread.is_alive() for thread in _abandoned)
+    thread = threading.Thread(target=run, name="lockstep call", daemon=True)
+    try:
+        if left >= MAX_ABANDONED:
+            raise RuntimeError(f"{left} calls never returned, and their threads still run; make them async, or end")
+        thread.start()
+    except RuntimeError as error:
+        if ended is not None:
+            ended()
+        raise NoThread(str(error)) from error
+    return thread

@@ -7,7 +7,6 @@ else implements `Environment` itself.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import math
 import reprlib
@@ -16,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from lockstep.rollout.concurrency import together
-from lockstep.rollout.reward import Ending, Score
-from lockstep.rollout.tool import InfrastructureError, Tool, readable
+from lockstep.rollout.concurrency import Late, together, within
+from lockstep.rollout.reward import Ending, Score, as_number
+from lockstep.rollout.tool import Tool, infrastructure_in, readable
 from lockstep.types import Demonstration, Message, Task, ToolDescription
 
 Split = Literal["train", "heldout"]
@@ -87,23 +86,21 @@ async def guarded(
     Environments are other people's code, and so are their tools and rewards: only here, in tool.py and in reward.py
     does Lockstep catch whatever is raised.
     """
-    deadline = asyncio.timeout(timeout_s)
     try:
-        async with deadline:
-            result = call()
-            if not inspect.isawaitable(result):
-                raise WrongResult(f"returned {type(result).__name__} and not an awaitable: make it `async def`")
-            result = await result
-            return result if check is None else check(result)
-    except InfrastructureError:
-        raise
+        work = call()
+        if not inspect.isawaitable(work):
+            raise WrongResult(f"returned {type(work).__name__} and not an awaitable: make it `async def`")
+        result = await within(timeout_s, work)
+        return result if check is None else check(result)
     except WrongResult as wrong:
         raise EnvironmentFault(f"{what} {wrong}") from None
-    except Exception as error:
-        if deadline.expired():
-            raise EnvironmentFault(
-                f"{what} did not finish within {timeout_s:g} s; raise rollout.environment_timeout_s or fix it"
-            ) from error
+    except Late:
+        raise EnvironmentFault(
+            f"{what} did not finish within {timeout_s:g} s; raise rollout.environment_timeout_s or fix it"
+        ) from None
+    except (Exception, SystemExit) as error:
+        if broken := infrastructure_in(error):
+            raise broken from None
         raise EnvironmentFault(f"{what} raised {type(error).__name__}: {error}") from error
 
 
@@ -116,6 +113,33 @@ def expect(kind: type) -> Callable[[Any], Any]:
         return result
 
     return check
+
+
+def checked_start(result: Any) -> Start:
+    """A check for `guarded`: a Start whose messages are messages."""
+    start = expect(Start)(result)
+    _check_messages(start.messages)
+    return start
+
+
+def checked_step(result: Any) -> Step:
+    """A check for `guarded`: a Step whose messages are messages, and whose events are counts."""
+    step = expect(Step)(result)
+    _check_messages(step.messages)
+    for name, count in expect(Mapping)(step.events).items():
+        if not isinstance(count, int):
+            raise WrongResult(f"returned an event {name}={count!r}: a count must be a whole number")
+    return step
+
+
+def _check_messages(messages: Any) -> None:
+    wrong = (
+        [each for each in messages if not isinstance(each, Message)] if isinstance(messages, Sequence) else [messages]
+    )
+    if wrong or isinstance(messages, str):
+        raise WrongResult(
+            f"returned {type((wrong or [messages])[0]).__name__} among its messages: each must be a Message"
+        )
 
 
 def checked_score(result: Any) -> Score:
@@ -138,11 +162,9 @@ def _numbers(named: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _number(part: Any) -> float:
-    """NaN for what is no number, text that spells one included."""
-    if isinstance(part, str | bytes | bytearray):
-        return math.nan
+    """NaN for what is no number."""
     try:
-        return float(part)
+        return as_number(part)
     except (TypeError, ValueError, OverflowError):
         return math.nan
 
@@ -224,9 +246,9 @@ class ToolEnvironment:
     async def reward(
         self, state: ToolState, messages: Sequence[Message], truncated: bool
     ) -> Mapping[str, float] | Score:
-        last = messages[-1]
-        finished = not truncated and last.role == "assistant" and last.recipient is None
-        answer = last.content if finished else None
+        last = messages[-1] if messages else None
+        said = last is not None and last.role == "assistant" and last.recipient is None and last.channel != "analysis"
+        answer = last.content if last is not None and said and not truncated else None
         return await self.grade(
             Ending(task=state.task, answer=answer, messages=messages, state=state.own, truncated=truncated)
         )

@@ -8,14 +8,13 @@ Parts with a weight of 0 are measured and logged (as graded/NAME) but change no 
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lockstep.rollout.concurrency import in_thread, together
-from lockstep.rollout.tool import InfrastructureError
+from lockstep.rollout.concurrency import Late, in_thread, together, within
+from lockstep.rollout.tool import infrastructure_in
 from lockstep.types import Message, Task
 
 
@@ -72,18 +71,28 @@ async def score(ending: Ending, rewards: Sequence[Reward]) -> Score:
 
 
 async def _value(ending: Ending, reward: Reward) -> float:
-    deadline = asyncio.timeout(reward.timeout_s)
     try:
-        async with deadline:
-            if inspect.iscoroutinefunction(reward.function):
-                return float(await reward.function(ending))
-            result = await in_thread(lambda: reward.function(ending))
-            return float(await result if inspect.isawaitable(result) else result)
-    except InfrastructureError:
-        raise
+        return as_number(await within(reward.timeout_s, _asked(ending, reward)))
+    except Late:
+        raise RewardFault(
+            f"reward {reward.name!r} did not finish within {reward.timeout_s:g} s; raise its timeout_s or fix it"
+        ) from None
     except Exception as error:  # the environment boundary: a reward is other people's code
-        if deadline.expired():
-            raise RewardFault(
-                f"reward {reward.name!r} did not finish within {reward.timeout_s:g} s; raise its timeout_s or fix it"
-            ) from error
+        if broken := infrastructure_in(error):
+            raise broken from None
         raise RewardFault(f"reward {reward.name!r} raised {type(error).__name__}: {error}") from error
+
+
+async def _asked(ending: Ending, reward: Reward) -> Any:
+    if inspect.iscoroutinefunction(reward.function):
+        return await reward.function(ending)
+    result = await in_thread(lambda: reward.function(ending))
+    return await result if inspect.isawaitable(result) else result
+
+
+def as_number(value: Any) -> float:
+    """A number of Python, numpy or torch as a float. Raises TypeError for anything else, text that spells one
+    included."""
+    if isinstance(value, str | bytes | bytearray):
+        raise TypeError(f"{value[:40]!r} is text and not a number")
+    return float(value)

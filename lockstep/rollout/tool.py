@@ -10,17 +10,19 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import nullcontext
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import docstring_parser
 import pydantic
 
-from lockstep.rollout.concurrency import Limit, TooManyAbandoned, in_thread
+from lockstep.rollout.concurrency import Late, Limit, NoThread, in_thread, within
 from lockstep.types import ToolDescription
 
+NUM_FAULTS = 5  # wrong arguments that are named
 MAX_CHARACTERS = 1 << 18  # of a result, before it is cut to rollout.max_result_tokens
 
 
@@ -51,9 +53,10 @@ class Tool:
     """description: what the model is told. check: from the JSON object a model wrote to the function's keyword
     arguments; raises BadArguments. function: sync or async; what it returns is read as text.
 
-    timeout_s: an answer later than this is a fault; it begins when the call has a place. inline: run a sync function on
-    the event loop itself rather than in a thread; only for pure functions that return at once (it keeps the order of
-    events, and so resume, exact). limit: how many calls run at once, over all trajectories and all tools that share it.
+    timeout_s: an answer later than this is a fault; it begins when the call has a place, which it awaits as long at
+    most. inline: run a sync function on the event loop itself rather than in a thread; only for pure functions that
+    return at once (it keeps the order of events, and so resume, exact). limit: how many calls run at once, over all
+    trajectories and all tools that share it; a late one keeps its place until it has ended.
     """
 
     description: ToolDescription
@@ -70,7 +73,7 @@ class Tool:
     async def call(self, arguments: str) -> ToolResult:
         """Run the tool on the JSON text a model wrote. Raises InfrastructureError, and nothing else."""
         try:
-            values = json.loads(arguments, parse_constant=_no_json)
+            values = json.loads(arguments, parse_constant=_no_json, parse_float=_finite)
         except (ValueError, RecursionError) as error:
             return _fault(f"arguments are not valid JSON ({error}).", "malformed/bad_json")
         if not isinstance(values, dict):
@@ -79,35 +82,67 @@ class Tool:
             checked = self.check(values)
         except BadArguments as error:
             return _fault(f"{error}.", "malformed/bad_arguments")
-        async with self.limit or nullcontext():
-            return await self._run(checked)
+        except Exception as error:  # the environment boundary: a validator is other people's code
+            return _fault(f"{type(error).__name__}: {_said(error)}", "malformed/bad_arguments")
+        return await self._run(checked)
 
     async def _run(self, values: Mapping[str, Any]) -> ToolResult:
-        deadline = asyncio.timeout(self.timeout_s)
+        """A call that has a place, or waits for one as long as it may run. The place is given back when the function
+        has really ended."""
         try:
-            async with deadline:
-                return ToolResult(text=await self._answer(values))
-        except InfrastructureError:
-            raise
-        except TooManyAbandoned as error:
+            ended = await self.limit.place(self.timeout_s) if self.limit else None
+        except Late:
+            return _fault(f"no place for this call within {self.timeout_s:g} s.", "tool/timeout")
+        try:
+            return ToolResult(text=await self._answer(values, ended))
+        except Late:
+            return _fault(f"no answer within {self.timeout_s:g} s.", "tool/timeout")
+        except NoThread as error:
             raise InfrastructureError(f"tool {self.name!r}: {error}") from error
-        except asyncio.CancelledError:
-            if (task := asyncio.current_task()) is not None and task.cancelling():
-                raise
-            return _fault("CancelledError", "tool/error")  # the tool's own, nobody cancelled it
-        except ToolError as error:
-            return _fault(_said(error), "tool/error")
-        except (Exception, SystemExit) as error:  # the environment boundary: a tool is other people's code
-            if deadline.expired():
-                return _fault(f"no answer within {self.timeout_s:g} s.", "tool/timeout")
-            return _fault(f"{type(error).__name__}: {_said(error)}", "tool/error")
+        except Exception as error:  # the environment boundary: a tool is other people's code
+            if broken := infrastructure_in(error):
+                raise broken from None
+            kind = "" if isinstance(error, ToolError) else f"{type(error).__name__}: "
+            return _fault(f"{kind}{_said(error)}", "tool/error")
 
-    async def _answer(self, values: Mapping[str, Any]) -> str:
+    async def _answer(self, values: Mapping[str, Any], ended: Callable[[], None] | None) -> str:
         if self.inline:
-            return readable(str(self.function(**values)))
+            try:
+                return readable(str(self.function(**values)))
+            except (SystemExit, asyncio.CancelledError) as error:
+                raise RuntimeError(type(error).__name__) from error
+            finally:
+                if ended is not None:
+                    ended()
         if inspect.iscoroutinefunction(self.function):
-            return readable(str(await self.function(**values)))
-        return await in_thread(lambda: readable(str(self.function(**values))))
+            return readable(str(await within(self.timeout_s, self.function(**values), ended=ended)))
+        async with _late_after(self.timeout_s):
+            result = await in_thread(lambda: _text_or_awaitable(self.function(**values)), ended=ended)
+        return result if isinstance(result, str) else readable(str(await within(self.timeout_s, result)))
+
+
+@asynccontextmanager
+async def _late_after(timeout_s: float) -> AsyncIterator[None]:
+    """Raises Late when the deadline passes, and leaves a TimeoutError of the body's own as it is."""
+    deadline = asyncio.timeout(timeout_s)
+    try:
+        async with deadline:
+            yield
+    except TimeoutError:
+        if deadline.expired():
+            raise Late from None
+        raise
+
+
+def _text_or_awaitable(result: Any) -> str | Awaitable[Any]:
+    return result if inspect.isawaitable(result) else readable(str(result))
+
+
+def infrastructure_in(error: BaseException) -> InfrastructureError | None:
+    """The InfrastructureError that an exception is, or that a group of them holds."""
+    if isinstance(error, BaseExceptionGroup):
+        return next(filter(None, map(infrastructure_in, error.exceptions)), None)
+    return error if isinstance(error, InfrastructureError) else None
 
 
 def readable(text: str) -> str:
@@ -144,6 +179,12 @@ def _said(error: BaseException) -> str:
 
 def _no_json(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON number")
+
+
+def _finite(number: str) -> float:
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"{number[:40]} is beyond every number a computer has")
+    return value
 
 
 def _plain(schema: Any) -> Any:
@@ -215,9 +256,7 @@ def _arguments(function: Callable[..., Any]) -> type[pydantic.BaseModel]:
             default if description is None else pydantic.Field(default, description=" ".join(description.split())),
         )
     if told:
-        raise TypeError(
-            f"tool {name!r} describes an argument {min(told)!r} that it lacks; correct the docstring"
-        )
+        raise TypeError(f"tool {name!r} describes an argument {min(told)!r} that it lacks; correct the docstring")
     return pydantic.create_model(name, __config__=pydantic.ConfigDict(extra="forbid"), **fields)
 
 
@@ -225,6 +264,8 @@ def _checked(arguments: type[pydantic.BaseModel], values: Mapping[str, Any]) -> 
     try:
         checked = arguments.model_validate(values, strict=True)
     except pydantic.ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'arguments'}: {e['msg']}" for e in error.errors())
-        raise BadArguments(faults) from None
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        faults = [f"{'.'.join(map(str, e['loc'])) or 'arguments'}: {e['msg']}" for e in found[:NUM_FAULTS]]
+        more = [f"and {len(found) - NUM_FAULTS} more"] if len(found) > NUM_FAULTS else []
+        raise BadArguments("; ".join(faults + more)) from None
     return {name: getattr(checked, name) for name in arguments.model_fields}

@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lockstep.engine.engine import Completion, Engine, EngineError, Sampling
-from lockstep.rollout.environment import Environment, EnvironmentFault, Start, Step, checked_score, expect, guarded
+from lockstep.rollout.environment import (
+    Environment,
+    EnvironmentFault,
+    Start,
+    Step,
+    checked_score,
+    checked_start,
+    checked_step,
+    guarded,
+)
 from lockstep.rollout.renderer import Renderer
 from lockstep.rollout.reward import Score
 from lockstep.rollout.tool import InfrastructureError
@@ -103,7 +112,7 @@ class Attempt:
     async def run(self) -> Trajectory:
         """Never raises for what the environment or the engine did; see StopReason."""
         try:
-            start = await self._guard("start", lambda: self.environment.start(self.task), expect(Start))
+            start = await self._guard("start", lambda: self.environment.start(self.task), checked_start)
         except EnvironmentFault as fault:
             return self._trajectory("environment_error", NO_SCORE, str(fault))
         except InfrastructureError as fault:
@@ -123,14 +132,19 @@ class Attempt:
         return self._trajectory(stop_reason, score, error)
 
     async def _close(self, start: Start) -> None:
-        """Release what the environment holds; a failure to is counted, and takes no finished trajectory along."""
+        """Release what the environment holds, to the end even when cancelled meanwhile; a failure to is counted, and
+        takes no finished trajectory along."""
+        closing = asyncio.create_task(self._guard("close", lambda: self.environment.close(start.state)))
         try:
-            await self._guard("close", lambda: self.environment.close(start.state))
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            await asyncio.wait({closing})
+            raise
         except (EnvironmentFault, InfrastructureError):
             self.events["close_failed"] += 1
 
     async def _step(self, start: Start, action: Sequence[Message]) -> Step:
-        return await self._guard("step", lambda: self.environment.step(start.state, action), expect(Step))
+        return await self._guard("step", lambda: self.environment.step(start.state, action), checked_step)
 
     async def _reward(self, start: Start, *, truncated: bool) -> Score:
         return await self._guard(

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from lockstep.rollout import concurrency
-from lockstep.rollout.concurrency import Limit, TooManyAbandoned, in_thread, together
+from lockstep.rollout.concurrency import Late, Limit, NoThread, in_thread, together, within
 
 
 def test_results_come_in_order():
@@ -46,23 +46,35 @@ def test_a_limit_admits_so_many(size):
 
     async def work():
         nonlocal inside, most
-        async with limit:
-            inside += 1
-            most = max(most, inside)
-            await asyncio.sleep(0)
-            inside -= 1
+        give_back = await limit.place(5)
+        inside += 1
+        most = max(most, inside)
+        await asyncio.sleep(0)
+        inside -= 1
+        give_back()
 
     for _ in range(2):  # two event loops, one after the other, both with waiting
         asyncio.run(together(work() for _ in range(8)))
     assert most == size
 
 
+def test_a_place_is_not_waited_for_for_ever():
+    async def play():
+        limit = Limit(1)
+        give_back = await limit.place(5)
+        with pytest.raises(Late):
+            await limit.place(0.01)
+        give_back()
+        return await limit.place(5)
+
+    assert callable(asyncio.run(play()))
+
+
 def test_a_limit_forgets_the_loops_that_ended():
     limit = Limit(1)
 
     async def hold():
-        async with limit:
-            pass
+        (await limit.place(5))()
 
     for _ in range(3):
         asyncio.run(hold())
@@ -93,7 +105,7 @@ def test_what_would_end_the_process_ends_the_call(kind):
 def test_a_call_that_never_returns_is_left_behind_and_counted(monkeypatch):
     monkeypatch.setattr(concurrency, "MAX_ABANDONED", 2)
     monkeypatch.setattr(concurrency, "_abandoned", type(concurrency._abandoned)())
-    release, started = threading.Event(), [threading.Event() for _ in range(3)]
+    release, started, ends = threading.Event(), [threading.Event() for _ in range(2)], []
 
     async def leave(i):
         def hang():
@@ -109,10 +121,112 @@ def test_a_call_that_never_returns_is_left_behind_and_counted(monkeypatch):
     asyncio.run(leave(0))
     assert asyncio.run(in_thread(lambda: 1)) == 1
     asyncio.run(leave(1))
-    with pytest.raises(TooManyAbandoned, match="2 calls never returned"):
-        asyncio.run(in_thread(lambda: 1))
+    with pytest.raises(NoThread, match="2 calls never returned"):
+        asyncio.run(in_thread(lambda: 1, ended=lambda: ends.append(True)))
+    assert ends == [True]
     hung = list(concurrency._abandoned)
     release.set()
     for thread in hung:
         thread.join()
     assert asyncio.run(in_thread(lambda: 1)) == 1
+
+
+def test_a_machine_without_a_further_thread(monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(NoThread, match="can't start new thread"):
+        asyncio.run(in_thread(lambda: 1))
+
+
+def test_a_thread_ends_when_it_ends_and_not_when_its_caller_does():
+    release, ends = threading.Event(), []
+
+    async def play():
+        ended = asyncio.Event()
+
+        def end():
+            ends.append("ended")
+            ended.set()
+
+        with pytest.raises(Late):
+            await within(0.01, in_thread(release.wait, ended=end))
+        ends.append("late")
+        release.set()
+        await ended.wait()
+
+    asyncio.run(play())
+    assert ends == ["late", "ended"]
+
+
+async def gives(value):
+    return value
+
+
+def test_what_is_awaited_gives_its_result_and_ends():
+    ends = []
+    assert asyncio.run(within(5, gives(3), ended=lambda: ends.append(True))) == 3
+    assert ends == [True]
+
+
+@pytest.mark.parametrize("kind", [SystemExit, asyncio.CancelledError])
+def test_what_would_end_the_loop_ends_the_work(kind):
+    async def leave():
+        raise kind
+
+    async def play():
+        with pytest.raises(RuntimeError, match=kind.__name__):
+            await within(5, leave())
+        return await within(5, gives("still here"))
+
+    assert asyncio.run(play()) == "still here"
+
+
+def test_work_that_swallows_its_cancellation_is_left_behind(monkeypatch):
+    monkeypatch.setattr(concurrency, "GRACE_S", 0.01)
+    log = []
+
+    async def play():
+        release = asyncio.Event()
+
+        async def stubborn():
+            while not release.is_set():
+                try:
+                    await release.wait()
+                except asyncio.CancelledError:
+                    log.append("cancelled")
+            raise OSError("nobody looks at this")
+
+        with pytest.raises(Late):
+            await within(0.01, stubborn(), ended=lambda: log.append("ended"))
+        log.append("late")
+        assert len(concurrency._left_behind) == 1
+        release.set()
+        while concurrency._left_behind:
+            await asyncio.sleep(0)
+
+    asyncio.run(play())
+    assert log == ["cancelled", "late", "ended"]
+
+
+def test_cancelling_the_caller_cancels_the_work():
+    log = []
+
+    async def works():
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            log.append("cancelled")
+            raise
+
+    async def play():
+        caller = asyncio.create_task(within(60, works()))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        caller.cancel()
+        await asyncio.gather(caller, return_exceptions=True)
+        return caller.cancelled()
+
+    assert asyncio.run(play()) is True
+    assert log == ["cancelled"]

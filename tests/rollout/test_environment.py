@@ -14,6 +14,8 @@ from lockstep.rollout.environment import (
     Step,
     ToolEnvironment,
     checked_score,
+    checked_start,
+    checked_step,
     expect,
     guarded,
 )
@@ -212,15 +214,15 @@ def test_the_boundary_does_not_wait_for_ever():
     assert str(fault.value).startswith("Shop.reward did not finish within 0.01 s; raise rollout.environment_timeout_s")
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), asyncio.CancelledError()])
-def test_the_boundary_keeps_out_of_what_is_no_error(error):
-    async def caught():
-        try:
-            await guarded("Shop.step", lambda: raises(error), timeout_s=1)
-        except BaseException as found:
-            return found
+@pytest.mark.parametrize("kind", [SystemExit, asyncio.CancelledError])
+def test_an_environment_cannot_end_the_process(kind):
+    with pytest.raises(EnvironmentFault, match=f"Shop.step raised RuntimeError: {kind.__name__}"):
+        asyncio.run(guarded("Shop.step", lambda: raises(kind()), timeout_s=1))
 
-    assert asyncio.run(caught()) is error
+
+def test_the_user_can_end_the_process():
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(guarded("Shop.step", lambda: raises(KeyboardInterrupt()), timeout_s=1))
 
 
 def test_a_timeout_of_the_environment_s_own_is_reported_as_what_it_is():
@@ -449,3 +451,52 @@ def test_an_ending_says_whether_a_limit_cut_it_short():
 
     asyncio.run(play())
     assert seen == [("3", False, TASK, 2), (None, True, TASK, 2), (None, False, TASK, 2)]
+
+
+def test_infrastructure_that_fails_inside_a_group_is_seen():
+    async def several():
+        async with asyncio.TaskGroup() as group:
+            group.create_task(raises(InfrastructureError("down")))
+
+    with pytest.raises(InfrastructureError, match="down"):
+        asyncio.run(guarded("Shop.step", several, timeout_s=5))
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (Step(messages=("text",)), "returned str among its messages: each must be a Message"),  # pyright: ignore
+        (Step(messages="text"), "returned str among its messages: each must be a Message"),  # pyright: ignore
+        (Step(messages=None), "returned NoneType among its messages: each must be a Message"),  # pyright: ignore
+        (Step(events={"a": "many"}), "returned an event a='many': a count must be a whole number"),  # pyright: ignore
+        (Step(events=None), "returned NoneType, not Mapping"),  # pyright: ignore
+        (None, "returned NoneType, not Step"),
+    ],
+)
+def test_a_step_is_made_of_messages_and_counts(step, said):
+    assert str(fault_of(lambda: returns(step), checked_step)) == f"Shop.reward {said}"
+
+
+def test_a_start_is_made_of_messages():
+    message = str(fault_of(lambda: returns(Start(messages=("text",))), checked_start))  # pyright: ignore
+    assert message == "Shop.reward returned str among its messages: each must be a Message"
+    assert checked_start(Start(messages=TASK.messages)) == Start(messages=TASK.messages)
+
+
+def test_a_thought_is_no_answer():
+    seen = []
+
+    class Seeing(Owning):
+        async def grade(self, ending):
+            seen.append(ending.answer)
+            return {}
+
+    async def play():
+        environment = Seeing()
+        state = (await environment.start(TASK)).state
+        await environment.reward(state, [says("3", "analysis")], False)
+        await environment.reward(state, [], False)
+        await environment.reward(state, [says("3")], False)
+
+    asyncio.run(play())
+    assert seen == [None, None, "3"]

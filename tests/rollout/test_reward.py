@@ -73,3 +73,31 @@ def test_infrastructure_that_fails_is_no_fault_of_the_part():
 def test_a_name_stands_for_one_part():
     with pytest.raises(ValueError, match="two rewards are named 'a'"):
         scored(Reward("a", length), Reward("b", length), Reward("a", later))
+
+
+@pytest.mark.parametrize("value", ["1e5", b"1", None])
+def test_what_only_spells_a_number_is_none(value):
+    with pytest.raises(RewardFault, match="reward 'style' raised TypeError"):
+        scored(Reward("style", lambda ending: value))  # pyright: ignore
+
+
+@pytest.mark.parametrize("kind", [SystemExit, asyncio.CancelledError])
+def test_a_reward_cannot_end_the_run(kind):
+    async def leave(ending):
+        raise kind
+
+    with pytest.raises(RewardFault, match=f"reward 'style' raised RuntimeError: {kind.__name__}"):
+        scored(Reward("style", leave))
+
+
+def test_infrastructure_inside_a_group_is_seen():
+    async def several(ending):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(judge())
+        return 1.0
+
+    async def judge():
+        raise InfrastructureError("no judge")
+
+    with pytest.raises(InfrastructureError, match="no judge"):
+        scored(Reward("judge", several))

@@ -1,6 +1,7 @@
 """A tool: its schema, its arguments checked strictly, and whatever goes wrong told to the model and never raised."""
 
 import asyncio
+import dataclasses
 import json
 import threading
 from typing import Annotated, Literal
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lockstep.rollout import concurrency
 from lockstep.rollout.concurrency import Limit
 from lockstep.rollout.tool import MAX_CHARACTERS, InfrastructureError, ToolError, ToolResult, cut_middle, tool
 
@@ -441,7 +443,7 @@ def test_an_async_tool_that_cancels_itself_is_at_fault():
         """Leave."""
         raise asyncio.CancelledError
 
-    assert answer(leave, "{}") == ToolResult(text="Error: CancelledError", fault="tool/error")
+    assert answer(leave, "{}") == ToolResult(text="Error: RuntimeError: CancelledError", fault="tool/error")
 
 
 def test_what_has_no_text_is_a_fault():
@@ -475,3 +477,142 @@ def test_hanging_calls_take_no_place_from_others():
     release.set()
     assert {result.fault for result in hung} == {"tool/timeout"}
     assert said.text == "here"
+
+
+def test_a_validator_that_breaks_is_a_wrong_argument():
+    @tool
+    def halve(n: Annotated[int, pydantic.AfterValidator(lambda n: 1 // n)]) -> str:
+        """Halve."""
+        return str(n)
+
+    result = answer(halve, '{"n": 0}')
+    assert result.fault == "malformed/bad_arguments"
+    assert result.text.startswith("Error: ZeroDivisionError: ")
+
+
+def test_a_float_beyond_all_floats_is_bad_json():
+    @tool
+    def keep(x: float) -> str:
+        """Keep."""
+        return str(x)
+
+    assert answer(keep, '{"x": 1e999}').fault == "malformed/bad_json"
+    assert answer(keep, '{"x": 1e99}').text == "1e+99"
+
+
+def test_of_many_wrong_arguments_a_few_are_named():
+    result = answer(repeat, json.dumps({f"a{i}": i for i in range(2000)}))
+    assert result.fault == "malformed/bad_arguments"
+    assert len(result.text) < 400 and result.text.endswith("and 1996 more.")
+
+
+def test_an_awaitable_is_awaited_whatever_gave_it():
+    class Callable:
+        """Say hello."""
+
+        __name__ = "hello"
+
+        async def __call__(self) -> str:
+            return "hello"
+
+    async def later() -> str:
+        return "later"
+
+    @tool
+    def gives() -> str:
+        """Say it later."""
+        return later()  # pyright: ignore
+
+    made = dataclasses.replace(gives, function=Callable())
+    assert answer(made, "{}").text == "hello"
+    assert answer(gives, "{}").text == "later"
+
+
+def test_infrastructure_that_fails_inside_a_group_passes_through():
+    @tool
+    async def run() -> str:
+        """Rely on several things."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail())
+        return ""
+
+    async def fail():
+        raise InfrastructureError("gone")
+
+    with pytest.raises(InfrastructureError, match="gone"):
+        answer(run, "{}")
+
+
+def test_a_late_call_keeps_its_place_until_it_has_ended():
+    """Two calls of a function that is not to run twice at once, the first of them too long."""
+    release, inside, most = threading.Event(), 0, 0
+
+    @tool(timeout_s=0.05, max_concurrency=1)
+    def alone(wait: bool) -> str:
+        """Run alone."""
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        if wait:
+            release.wait()
+        inside -= 1
+        return "done"
+
+    async def play():
+        late = await alone.call('{"wait": true}')
+        refused = await alone.call('{"wait": false}')
+        release.set()
+        while (last := await alone.call('{"wait": false}')).fault is not None:
+            pass
+        return late, refused, last
+
+    late, refused, last = asyncio.run(play())
+    assert late.text == "Error: no answer within 0.05 s."
+    assert refused == ToolResult(text="Error: no place for this call within 0.05 s.", fault="tool/timeout")
+    assert (last.text, most) == ("done", 1)
+
+
+def test_an_async_tool_that_swallows_its_cancellation_is_left_behind(monkeypatch):
+    monkeypatch.setattr(concurrency, "GRACE_S", 0.01)
+
+    async def play():
+        release = asyncio.Event()
+
+        @tool(timeout_s=0.01)
+        async def stubborn() -> str:
+            """Never end."""
+            while not release.is_set():
+                try:
+                    await release.wait()
+                except asyncio.CancelledError:
+                    continue
+            return ""
+
+        result = await stubborn.call("{}")
+        release.set()
+        return result
+
+    assert asyncio.run(play()).fault == "tool/timeout"
+
+
+def test_an_inline_tool_gives_its_place_back():
+    @tool(inline=True, max_concurrency=1, timeout_s=0.5)
+    def fail(how: str) -> str:
+        """Fail."""
+        if how == "exit":
+            raise SystemExit
+        raise ToolError("no")
+
+    async def play():
+        return [(await fail.call(f'{{"how": "{how}"}}')).text for how in ("exit", "error", "exit")]
+
+    assert asyncio.run(play()) == ["Error: RuntimeError: SystemExit", "Error: no", "Error: RuntimeError: SystemExit"]
+
+
+def test_a_machine_without_threads_is_infrastructure(monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(InfrastructureError, match="tool 'repeat': can't start new thread"):
+        answer(repeat, '{"text": "ha"}')
