@@ -12,7 +12,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lockstep.environments.arithmetic import calculation, calculator
+from lockstep.environments.mathematics.arithmetic import calculation, calculator
 from lockstep.rollout.environment import Split, ToolEnvironment
 from lockstep.rollout.reward import Ending
 from lockstep.rollout.tool import Tool

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,8 @@ def test_every_row_is_a_task(gsm8k, gsm8k_folder):
     for tasks, name in ((train, "train.jsonl"), (heldout, "test.jsonl")):
         rows = raw(gsm8k_folder, name)
         assert [task.messages[-1].content for task in tasks] == [row["question"] for row in rows]
-        assert all(task.messages[:-1] == (Message(role="system", content=gsm8k.instructions),) for task in tasks)
+        asked = "Solve the problem step by step, with the calculator. Answer with the number alone."
+        assert all(task.messages[:-1] == (Message(role="system", content=asked),) for task in tasks)
 
 
 def test_no_heldout_question_is_trained_on(gsm8k, demonstrations):
@@ -71,27 +73,79 @@ def test_instructions_may_be_left_out(gsm8k_folder):
     assert [message.role for message in task.messages] == ["user"]
 
 
-def test_every_heldout_reference_is_right_and_its_neighbours_wrong(gsm8k, gsm8k_folder):
-    rows = raw(gsm8k_folder, "test.jsonl")
+def boxed_or_bare(number: int, reference: str, answer: str) -> list[str]:
+    """Ways to state a row's number."""
+    return [
+        answer,
+        reference,
+        str(number),
+        f" ${number:,}.00.\n",
+        f"{number} units",
+        f"{number:,} dollars per day.",
+        f"The answer is {reference}.",
+        f"**Answer:** ${reference}",
+        rf"So we get $\boxed{{{reference}}}$.",
+        rf"\boxed{{{number}\text{{ units}}}} is the answer to question 7.",
+        rf"\frac{{{3 * number}}}{{3}}",
+        f"{2 * number}/2",
+    ]
 
+
+def perturbed(number: int) -> list[str]:
+    """Statements of other numbers, or of none."""
+    digits = str(abs(number))
+    swapped = digits[:-2] + digits[:-3:-1]
+    others = {number + 1, number - 1, -number, number * 10, int(swapped), int(f"1{digits}")} - {number}
+    two = [f"{number} or {number + 1}", f"{number}, {number + 1}", f"{number} {number + 1}", f"{number + 1}-{number}"]
+    boxes = rf"\boxed{{{number}}} or \boxed{{{number + 1}}}", rf"\boxed{{{number}, {number + 1}}}"
+    decimals = [f"{number}.5", f"{digits[:-1]}.{digits[-1]}" if number % 10 else f"{number}.01", f"{number}%0"]
+    return [
+        *map(str, others),
+        *two,
+        *boxes,
+        *decimals,
+        f"#### {number}\n#### {number + 1}",
+        f"{number}\nNo, {number + 1}.",
+        f"{number} or so",
+        f"{number} dozen",
+        f"{number}*1",
+        f"{number + 1}/1",
+    ]
+
+
+def check_all(gsm8k: GSM8K, split, rows) -> None:
     async def check() -> None:
-        for task in gsm8k.tasks("heldout"):
-            solution, _, reference = raw_of(task, rows)["answer"].rpartition("#### ")
+        for task in gsm8k.tasks(split):
+            answer = raw_of(task, rows)["answer"]
+            reference = answer.rpartition("#### ")[2]
             number = int(reference.replace(",", ""))
-            for right in (reference, str(number), f" ${number:,}.00.\n", f"{solution}#### {reference}"):
+            for right in boxed_or_bare(number, reference, answer):
                 assert await reward(gsm8k, task, right) == 1.0, (task.id, right)
-            for wrong in (
-                number + 1,
-                number - 1,
-                -number or 1,
-                f"{number}.5",
-                f"{number}0",
-                f"{number} or so",
-                solution,
-            ):
-                assert await reward(gsm8k, task, str(wrong)) == 0.0, (task.id, wrong)
+            for wrong in perturbed(number):
+                assert await reward(gsm8k, task, wrong) == 0.0, (task.id, wrong)
 
     asyncio.run(check())
+
+
+def test_every_heldout_reference_is_right_and_its_neighbours_wrong(gsm8k, gsm8k_folder):
+    check_all(gsm8k, "heldout", raw(gsm8k_folder, "test.jsonl"))
+
+
+@pytest.mark.slow
+def test_every_training_reference_is_right_and_its_neighbours_wrong(gsm8k, gsm8k_folder):
+    check_all(gsm8k, "train", raw(gsm8k_folder, "train.jsonl"))
+
+
+def test_no_last_line_of_a_solution_states_another_number(gsm8k, gsm8k_folder):
+    """Where people's own last sentence has one number alone it is the answer: 176 do, the others state nothing."""
+    stated = 0
+    for split, name in (("train", "train.jsonl"), ("heldout", "test.jsonl")):
+        rows = raw(gsm8k_folder, name)
+        for task in gsm8k.tasks(split):
+            said = stated_answer(raw_of(task, rows)["answer"].rpartition("\n####")[0])
+            assert said in (None, int(task.data["answer"])), task.id
+            stated += said is not None
+    assert stated == 176
 
 
 def test_without_a_final_message_there_is_no_reward(gsm8k):
@@ -114,30 +168,59 @@ def test_without_a_final_message_there_is_no_reward(gsm8k):
         ("-3", -3),
         ("#### 72", 72),
         ("#### 1,234,567", 1234567),
-        ("$1,200.50", 1200.5),
-        ("-$5", -5),
-        ("72.0", 72),
+        ("$1,200.50", Fraction(2401, 2)),
         ("72.", 72),
         (" 72 \n", 72),
         ("First 70.\nThen 72.\n72", 72),
         ("Half of 144 #### 72", 72),
+        ("It is 71. #### The answer is 72 clips.", 72),
+        ("The answer is 72", 72),
+        (r"\boxed{72}", 72),
+        ("\\boxed{72}\nI hope that 1 line more does no harm.", 72),
+        ("\\boxed{71}\nNo: \\boxed{72}", 72),
+        (r"\boxed{72} = \boxed{72.0}", 72),
+        (r"\boxed{\$72\text{ dollars}}", 72),
+        (r"\boxed{71} #### 72", 71),
         ("", None),
-        ("72 clips", None),
+        ("####", None),
+        ("72 #### ", None),
         ("71 or 72", None),
         ("72\nclips", None),
-        ("The answer is 72", None),
+        ("#### 72\nclips", None),
         ("36*2", None),
-        ("7 2", None),
-        ("1e2", None),
-        ("nan", None),
-        ("inf", None),
-        ("1/2", None),
-        ("\u0667", None),
-        ("9" * 10_000, None),
+        ("24 + 48 = 72", None),
+        (r"\boxed{71} or \boxed{72}", None),
+        (r"\boxed{}", None),
+        (r"\boxed{x} #### 72", None),
+        (r"\boxed{72", None),
+        (r"\boxed{\boxed{72}", 72),
     ],
 )
 def test_what_a_final_message_states(text, number):
     assert stated_answer(text) == number
+
+
+def test_without_the_calculator_one_turn_ends_it(gsm8k_folder):
+    alone = GSM8K(data=gsm8k_folder, calculator=False)
+    shown = alone.demonstrations(0)
+    rows = raw(gsm8k_folder, "train.jsonl")
+    assert len(shown) == 7473
+    assert shown[0].task.messages[0].content == "Solve the problem step by step. Answer with the number alone."
+    for demonstration in shown[:200]:
+        thought, last = demonstration.messages
+        solution, _, reference = raw_of(demonstration.task, rows)["answer"].rpartition("\n#### ")
+        assert thought == Message(role="assistant", channel="analysis", content=re.sub("<<.*?>>", "", solution).strip())
+        assert last == final(reference.replace(",", ""))
+
+    async def play():
+        start = await alone.start(shown[0].task)
+        call = Message(role="assistant", channel="commentary", recipient="functions.calculator", content='{"e":"1"}')
+        refused = await alone.step(start.state, [call])
+        return start.tools, refused, await alone.step(start.state, shown[0].messages)
+
+    tools, refused, ended = asyncio.run(play())
+    assert tools == () and ended.done and not refused.done
+    assert refused.messages[0].content == "Error: no tool 'calculator'; the tools are: none."
 
 
 def test_all_but_97_training_rows_are_demonstrated(demonstrations, gsm8k_folder):

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lockstep.environments.arithmetic import MAX_CHARACTERS, ArithmeticFault, calculation, calculator, evaluate
+from lockstep.environments.mathematics.arithmetic import (
+    MAX_CHARACTERS,
+    ArithmeticFault,
+    calculation,
+    calculator,
+    evaluate,
+)
 
 
 @pytest.mark.parametrize(

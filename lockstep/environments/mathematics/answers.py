@@ -1,0 +1,164 @@
+r"""Whether an answer to a mathematics problem is the reference: first by text and exact numbers, then symbolically.
+
+Both are LaTeX without a \boxed around it. Most pairs are decided here, in microseconds; the rest go to math-verify in
+a worker process with a limit of processor time (see pool.py), so nothing here hangs or evaluates.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from lockstep.environments.mathematics.pool import MathPool, Verdict
+from lockstep.environments.mathematics.stated import HEDGES, number_alone
+from lockstep.rollout.tool import InfrastructureError
+
+MAX_CHARACTERS = 1000  # of an answer; the longest reference of MATH has 159
+
+CLEANING = (
+    (re.compile("\u2212"), "-"),
+    (re.compile(r"(?<=[0-9]),\\! ?(?=[0-9]{3}(?![0-9]))|\{,\}(?=[0-9])"), ","),
+    (re.compile(r"(?<!\\)\\(?:!|(?:displaystyle|left|right|[bB]igg?[lr]?)(?![a-zA-Z]))|\{\}"), ""),
+    (re.compile(r"(?<!\\)\\(?:[,;: ]|q?quad(?![a-zA-Z]))|~|\s+"), " "),
+    (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
+    (re.compile(r"\\frac ?\\pi ?([0-9])"), r"\\frac{\\pi}{\1}"),
+    (re.compile(r"\\phantom ?(?:\{[^{}]*\}|.)|^ ?\\approx(?![a-zA-Z])"), ""),
+    (re.compile(r"\\(?:textbf|textrm|textit|textnormal|mathrm|mathbf|mbox)(?![a-zA-Z])"), r"\\text"),
+    (re.compile(r"\^ ?(?:\\circ|\{ ?\\circ ?\})|°|\\degree(?![a-zA-Z])"), ""),
+    (re.compile(r"(?<!\\)\\[$()\[\]]|\$"), ""),
+    (re.compile(r"^ ?[a-zA-Z] ?\\in(?![a-zA-Z])"), ""),
+)
+EXPONENT = r"(?: ?\^ ?(?:[0-9]|\{[0-9]\}))?"
+UNIT = re.compile(rf"(?<=[0-9)}}\]a-zA-Z]) ?\\text ?\{{[^{{}}0-9]*\}}{EXPONENT}$")
+UNIT_IN_WORDS = re.compile(rf"(?<=[0-9}})])(?: [a-zA-Z]{{2,}}(?: [a-zA-Z]+)*| ?(?:cm|mm|km|kg|ft|mph)){EXPONENT}$")
+WORD = re.compile(r"(?:\\text ?\{ ?)?\(?([a-zA-Z]+(?: [a-zA-Z]+)*)\)?(?: ?\})?")
+IN_BASE = re.compile(r"([0-9][0-9A-F]*)_ ?\{? ?([0-9]+) ?\}?")
+NAMED = re.compile(r"([a-zA-Z]) ?= ?([^=]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """equal: the verdict. ended: why the worker gave none, 'late' or 'crashed', so that the answer counts as wrong."""
+
+    equal: bool
+    ended: Literal["late", "crashed"] | None = None
+
+
+def equal(answer: str, reference: str) -> bool:
+    """Whether the answer is the reference in another form; from any thread. Raises as `compared` does."""
+    quick = without_worker(answer, reference)
+    if quick is not None:
+        return quick
+    said, meant = cleaned(answer), cleaned(reference)
+    verdict = pool().compare(said, meant)
+    if verdict in ("late", "crashed"):
+        _blame(pool().compare(meant, meant), reference)
+    return verdict == "equal"
+
+
+async def compared(answer: str, reference: str) -> Comparison:
+    """Whether the answer is the reference in another form; from any event loop, which it does not block.
+
+    An answer whose comparison is late or kills its worker is wrong, if the reference can be compared with itself.
+    Raises InfrastructureError where it cannot, or no worker can be started.
+    """
+    quick = without_worker(answer, reference)
+    if quick is not None:
+        return Comparison(quick)
+    said, meant = cleaned(answer), cleaned(reference)
+    verdict = await asyncio.wrap_future(pool().submit(said, meant))
+    if verdict == "late" or verdict == "crashed":
+        _blame(await asyncio.wrap_future(pool().submit(meant, meant)), reference)
+        return Comparison(False, verdict)
+    return Comparison(verdict == "equal")
+
+
+def _blame(with_itself: Verdict, reference: str) -> None:
+    if with_itself in ("late", "crashed"):
+        raise InfrastructureError(
+            f"the reference {reference[:60]!r} cannot be compared with itself ({with_itself}): remove its row"
+        )
+
+
+def pool() -> MathPool:
+    """The process's workers; a fork gets its own."""
+    return _pool(os.getpid())
+
+
+@lru_cache(maxsize=1)
+def _pool(pid: int) -> MathPool:
+    return MathPool()
+
+
+@lru_cache(maxsize=4096)
+def cleaned(text: str) -> str:
+    r"""LaTeX without what only changes its looks, and without units.
+
+    \dfrac is \frac; \left, thin spaces, dollar signs, degrees, x \in and a full stop go; so does \text{...} after
+    something, as in 15\text{ cm}^2.
+    """
+    text = text.strip()
+    for pattern, replacement in CLEANING:
+        text = pattern.sub(replacement, text)
+    text = text.strip().removesuffix(".").strip()
+    return UNIT.sub("", text).strip()
+
+
+def without_worker(answer: str, reference: str) -> bool | None:
+    """The verdict where text and exact numbers give one; None where symbols must be compared.
+
+    False for an answer that is empty, has more than MAX_CHARACTERS, unbalanced braces or no UTF-8 form.
+    """
+    if len(answer) > MAX_CHARACTERS or not _readable(answer):
+        return False
+    said, meant = cleaned(answer), cleaned(reference)
+    if not said:
+        return False
+    if _squeezed(said) == _squeezed(meant):
+        return True
+    words = WORD.fullmatch(said), WORD.fullmatch(meant)
+    if words[0] and words[1] and (meant.startswith(r"\text") or max(len(words[0][1]), len(words[1][1])) > 1):
+        return _squeezed(words[0][1]).casefold() == _squeezed(words[1][1]).casefold()
+    if base := IN_BASE.fullmatch(meant):
+        other = IN_BASE.fullmatch(said)
+        return other.groups() == base.groups() if other else said == base[1]
+    return _same_number(said, meant)
+
+
+def _same_number(said: str, meant: str) -> bool | None:
+    """Exactly, where both are plain numbers; a percent sign may stand for itself or for hundredths."""
+    mine, right = NAMED.fullmatch(said), NAMED.fullmatch(meant)
+    if mine and right and mine[1] != right[1]:
+        return None
+    said, meant = mine[2] if mine else said, right[2] if right else meant
+    reference, answer = number_alone(meant), number_alone(said)
+    if reference is None:
+        return None
+    if answer is None and not HEDGES.search(said):
+        answer = number_alone(UNIT_IN_WORDS.sub("", said))
+    if answer is None:
+        return None
+    forms = {reference}
+    if said.endswith("%") and not meant.endswith("%"):
+        forms.add(reference * 100)
+    if meant.endswith("%") and not said.endswith("%"):
+        forms.add(reference / 100)
+    return answer in forms
+
+
+def _squeezed(text: str) -> str:
+    """Without spaces, but for those between two digits."""
+    return re.sub(r"(?<![0-9]) | (?![0-9])", "", text)
+
+
+def _readable(text: str) -> bool:
+    depth = 0
+    for brace in re.findall(r"\\.|[{}]", text, re.DOTALL):
+        depth += {"{": 1, "}": -1}.get(brace, 0)
+        if depth < 0:
+            return False
+    return depth == 0 and not any("\ud800" <= sign <= "\udfff" for sign in text)

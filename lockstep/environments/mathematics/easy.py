@@ -1,0 +1,81 @@
+r"""Generated problems that one line of Python solves, for a tiny model to learn the tool on: tasks and demonstrations.
+
+Problems are a function of (seed, index); whether one is held out is decided by a hash of its text, so no held-out
+problem can occur in training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lockstep.types import Message
+
+HELDOUT_SHARE = 8  # one problem in so many is held out
+
+
+@dataclass(frozen=True, slots=True)
+class EasyProblem:
+    """text: the question. code: a program that prints the answer."""
+
+    text: str
+    code: str
+    answer: int
+
+    @property
+    def held_out(self) -> bool:
+        digest = hashlib.blake2b(self.text.encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") % HELDOUT_SHARE == 0
+
+
+def _product(random_: random.Random) -> EasyProblem:
+    a, b = random_.randint(11, 99), random_.randint(11, 99)
+    return EasyProblem(f"What is {a} times {b}?", f"print({a}*{b})", a * b)
+
+
+def _remainder(random_: random.Random) -> EasyProblem:
+    a, b, c = random_.randint(11, 99), random_.randint(11, 99), random_.randint(3, 29)
+    text = f"What is the remainder when {a} times {b} is divided by {c}?"
+    return EasyProblem(text, f"print({a}*{b}%{c})", a * b % c)
+
+
+def _sum(random_: random.Random) -> EasyProblem:
+    a, b = random_.randint(2, 49), random_.randint(50, 99)
+    return EasyProblem(
+        f"What is the sum of the integers from {a} to {b}?", f"print(sum(range({a},{b}+1)))", (a + b) * (b - a + 1) // 2
+    )
+
+
+def _divisor(random_: random.Random) -> EasyProblem:
+    c = random_.randint(2, 12)
+    a, b = c * random_.randint(2, 99 // c), c * random_.randint(2, 99 // c)
+    text = f"What is the greatest common divisor of {a} and {b}?"
+    return EasyProblem(text, f"import math\nprint(math.gcd({a},{b}))", math.gcd(a, b))
+
+
+KINDS: tuple[Callable[[random.Random], EasyProblem], ...] = (_product, _remainder, _sum, _divisor)
+
+
+def easy_problems(count: int, seed: int, *, held_out: bool) -> list[EasyProblem]:
+    """The first `count` distinct problems that are, or are not, held out, in an order fixed by the seed."""
+    random_ = random.Random(f"easy mathematics {seed}")
+    found: dict[str, EasyProblem] = {}
+    while len(found) < count:
+        problem = random_.choice(KINDS)(random_)
+        if problem.held_out == held_out:
+            found[problem.text] = problem
+    return list(found.values())
+
+
+def demonstrate(problem: EasyProblem) -> tuple[Message, ...]:
+    """The call, what the sandbox prints for it, and the boxed answer."""
+    call = json.dumps({"code": problem.code}, separators=(",", ":"))
+    return (
+        Message(role="assistant", channel="commentary", recipient="functions.python", content=call),
+        Message(role="tool", name="functions.python", content=str(problem.answer)),
+        Message(role="assistant", channel="final", content=rf"\boxed{{{problem.answer}}}"),
+    )
