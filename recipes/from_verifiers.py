@@ -1,0 +1,35 @@
+"""An environment of `verifiers`, as its package is installed, for a tiny GPT-OSS or any model you have.
+
+    lockstep train recipes/from_verifiers.py --data ../shared/data/gsm8k
+    lockstep train recipes/from_verifiers.py --data ../shared/data/gsm8k --model FOLDER_OR_ID
+
+Needs torch, verifiers and the environment's package in one Python: `pip install 'lockstep-rl[verifiers]' PACKAGE`. Here
+that is the example of Lockstep's own tests, GSM8K's problems with two tools: `pip install --no-deps
+tests/environments/verifiers/example`. For another, write its id and its arguments in a copy of this file.
+
+A verifiers environment has no demonstrations, so there is no cold start. All that the tiny model, which speaks no
+format yet, is rewarded for is to be brief: it shows that everything runs. To learn, give a model that can speak.
+"""
+
+from lockstep.config import Evaluation, Run
+from lockstep.environments.verifiers import VerifiersEnvironment
+from lockstep.model.tiny import TinyModel
+from lockstep.rollout.trajectory import Rollout
+from lockstep.sft import SFT
+from lockstep.trainer.optimizer import Optimizer
+
+aliases = {"--data": "--environment.args.data"}
+
+run = Run(
+    name="from_verifiers",
+    environment=VerifiersEnvironment(
+        id="lockstep-example",
+        args={"data": "../shared/data/gsm8k", "kind": "tools", "num_train": 256, "num_eval": 32},
+    ),
+    tiny=TinyModel(),
+    sft=SFT(num_steps=0),
+    num_steps=4,
+    rollout=Rollout(num_prompts=2, group_size=4, max_turns=6, max_tokens=1024, max_action_tokens=64),
+    optimizer=Optimizer(learning_rate=3e-4, decay_share=1.0, final_share=0.2),
+    evaluation=Evaluation(num_tasks=8),
+)
