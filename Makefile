@@ -2,20 +2,26 @@
 PYTHON ?= python3
 VENV := .venv
 TRL := .venv-trl
+VERIFIERS := .venv-verifiers
 READY := $(VENV)/.ready
 # Torch's threads must not spin while they wait: on a shared machine that costs more than it gains.
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup train ablation test check format benchmark-step benchmark-model clean
+.PHONY: help setup train ablation test test-slow test-mutation test-verifiers check format benchmark-step benchmark-model
+.PHONY: benchmark-sandbox clean
 
 help:
 	@echo "make train           train a tiny GPT-OSS on Ledger (minutes, on a laptop's CPU)"
 	@echo "make ablation        what breaks a mixture of experts with sinks, one cause at a time (about 15 minutes, 2 cores)"
 	@echo "make test            run the tests"
+	@echo "make test-slow       the long ones: the hostile suite in both tiers, 10,000 calls, 20,000 fuzzed answers"
+	@echo "make test-mutation   take each protection out of the sandbox and see named hostile cases succeed"
+	@echo "make test-verifiers  the adapter against the verifiers package, in a virtual environment of its own"
 	@echo "make check           lint, formatting and types"
 	@echo "make benchmark-step  a whole GRPO step against TRL's, side by side"
 	@echo "make benchmark-model attention, experts, log-probs and a training step against transformers and TRL"
+	@echo "make benchmark-sandbox  calls a second and processor time a call, against a cold interpreter"
 	@echo "make clean           remove the virtual environments"
 
 setup: $(READY)
@@ -38,6 +44,23 @@ ablation: setup
 test: setup
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
+test-slow: setup
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m slow
+
+test-mutation: setup
+	$(VENV)/bin/python tests/sandbox/mutation.py
+
+$(VERIFIERS)/.ready: tests/environments/verifiers/requirements.txt $(wildcard tests/environments/verifiers/example/*)
+	@echo "setup: verifiers in its own virtual environment $(VERIFIERS)"
+	@test -x $(VERIFIERS)/bin/python || $(PYTHON) -m venv $(VERIFIERS)
+	$(VERIFIERS)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/environments/verifiers/requirements.txt
+	$(VERIFIERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall ./tests/environments/verifiers/example
+	@touch $@
+
+# Without the conftest above, which needs torch.
+test-verifiers: $(VERIFIERS)/.ready
+	$(VERIFIERS)/bin/python -m pytest --confcutdir=tests/environments tests/environments/verifiers
+
 check: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -59,5 +82,8 @@ benchmark-step: setup $(TRL)/.ready
 benchmark-model: setup $(TRL)/.ready
 	$(VENV)/bin/python benchmarks/model.py
 
+benchmark-sandbox: setup
+	$(VENV)/bin/python benchmarks/sandbox.py
+
 clean:
-	rm -rf $(VENV) $(TRL)
+	rm -rf $(VENV) $(TRL) $(VERIFIERS)

@@ -1,0 +1,11 @@
+"""Recruiter: finding people for a user who changes their mind, by GPT-OSS-20B or 120B. Configured and planned, not
+run; see gpt_oss.py.
+
+    lockstep plan recipes/recruiter_gpt_oss.py
+"""
+
+from gpt_oss import gpt_oss
+
+from lockstep.environments.recruiter import Recruiter
+
+run = gpt_oss(Recruiter(), name="recruiter-gpt-oss", max_turns=32)
