@@ -6,6 +6,8 @@ A recipe is a Python file with a module-level `run = Run(...)`. Code below the r
 from __future__ import annotations
 
 import dataclasses
+import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType, UnionType
@@ -200,40 +202,58 @@ def _check_budget(run: Run) -> None:
         algorithm.kl.adapted(algorithm.kl.target, most)  # raises for a horizon that is too short
 
 
+CLASS = "class"  # in a resolved configuration: which dataclass it was, where the field's type does not say
+
+
 def as_dict(run: Run) -> dict[str, Any]:
     """The resolved configuration as JSON-able values; what may be of several classes carries its class's name."""
-
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        if isinstance(value, (list, tuple)):
-            return [plain(v) for v in value]
-        return str(value) if isinstance(value, Path) else value
-
-    kind = type(run.environment)
     choices = {
         "critic": run.critic,
         **{f"algorithm.{f.name}": getattr(run.algorithm, f.name) for f in dataclasses.fields(run.algorithm)},
     }
-    return plain(run) | {
-        "environment_class": f"{kind.__module__}.{kind.__qualname__}",
+    return _plain(run) | {
+        "environment_class": _name_of(type(run.environment)),
         "classes": {name: type(value).__name__ for name, value in choices.items() if dataclasses.is_dataclass(value)},
     }
 
 
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        hints = get_type_hints(type(value))
+        plain = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        for name, each in plain.items():
+            if hints[name] is Any and dataclasses.is_dataclass(getattr(value, name)):
+                each[CLASS] = _name_of(type(getattr(value, name)))
+        return plain
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+def _name_of(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
 def from_dict(kind: Any, value: Any) -> Any:
     """What `as_dict` made of a value of type `kind`, as it was: dataclasses, paths and tuples, inside each other too. A
-    field that the class no longer has raises TypeError."""
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+    field that the class no longer has raises TypeError, a class that is gone ImportError or AttributeError."""
+    if kind is Any and isinstance(value, dict) and CLASS in value:
+        module, _, name = value[CLASS].rpartition(".")
+        found = getattr(importlib.import_module(module), name)
+        return from_dict(found, {key: each for key, each in value.items() if key != CLASS})
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
         hints = get_type_hints(kind)
-        return kind(**{name: from_dict(hints.get(name), each) for name, each in value.items()})  # pyright: ignore[reportCallIssue]
+        return kind(**{name: from_dict(hints.get(name), each) for name, each in value.items()})
     if get_origin(kind) in (Union, UnionType):
         choices = [choice for choice in get_args(kind) if choice is not NoneType]
         return value if value is None or len(choices) != 1 else from_dict(choices[0], value)
-    if isinstance(value, list) and (get_origin(kind) or kind) is tuple:
-        inner = get_args(kind)[:1] or (None,)
-        return tuple(from_dict(inner[0], each) for each in value)
-    return Path(value) if kind is Path else value
+    if isinstance(value, list) and get_origin(kind) is tuple:
+        inner = get_args(kind)
+        kinds = inner if Ellipsis not in inner else (inner[0],) * len(value)
+        return tuple(from_dict(*pair) for pair in zip(kinds, value, strict=True))
+    return Path(value) if kind is Path and isinstance(value, str) else value
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -8,6 +8,11 @@ import pytest
 
 from lockstep.config import Run, as_dict, from_dict
 from lockstep.environments.ledger import Ledger
+from lockstep.environments.retool import ReTool
+from lockstep.rollout.mcp.environment import WithTools
+from lockstep.rollout.mcp.server import McpServer
+from lockstep.sandbox.interface import Limits as SandboxLimits
+from lockstep.sandbox.sandbox import SandboxOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,19 @@ class Workshop(Ledger):
 def test_an_environment_comes_back_from_json_as_it_was(environment):
     written = json.loads(json.dumps(as_dict(Run(name="w", environment=environment))["environment"]))
     assert from_dict(Workshop, written) == environment
+
+
+def test_an_environment_around_another_comes_back():
+    server = McpServer(command=("a", "b"), env={"KEY": "$KEY"}, cwd=Path("c"), allow=("x_*",))
+    environment = WithTools(environment=Workshop(limits=Limits(seconds=3)), servers=(server,))
+    written = json.loads(json.dumps(as_dict(Run(name="w", environment=environment))["environment"]))
+    assert from_dict(WithTools, written) == environment
+
+
+def test_retool_comes_back_with_its_sandbox():
+    environment = ReTool(data=Path("a"), sandbox=SandboxOptions(tier="landlock", limits=SandboxLimits(time_s=3.0)))
+    written = json.loads(json.dumps(as_dict(Run(name="w", environment=environment))["environment"]))
+    assert from_dict(ReTool, written) == environment
 
 
 def test_a_field_that_is_gone_is_an_error():
