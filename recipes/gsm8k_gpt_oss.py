@@ -1,4 +1,4 @@
-"""GSM8K with the calculator, by GPT-OSS-20B or 120B. Configured and planned, not run; see gpt_oss.py.
+"""GSM8K with the calculator, by GPT-OSS-20B or 120B. Configured and planned, not run; see real_sizes.py.
 
     lockstep plan recipes/gsm8k_gpt_oss.py --data ../shared/data/gsm8k
 
@@ -7,7 +7,7 @@ GRPO with a KL penalty of 1e-3 to the first policy.
 
 from pathlib import Path
 
-from gpt_oss import gpt_oss
+from real_sizes import gpt_oss
 
 from lockstep.algorithm.algorithm import Algorithm
 from lockstep.algorithm.kl import KLPenalty

@@ -2,8 +2,9 @@
 
     lockstep train recipes/recruiter.py
 
-The easy variant: 320 people, short profiles, two people wanted at most. A cold start on a scripted expert that is
-careless now and then, then GRPO on whole conversations of up to 20 calls, on policy.
+The easy variant: 240 people, short profiles, one person wanted. A cold start on the scripted expert, then GRPO on whole
+conversations of about ten calls and 900 tokens, on policy. About eight minutes on one quiet core, half of them the cold
+start, which is what makes the model search, ask, read and quote.
 """
 
 from lockstep.config import Evaluation, Run
@@ -18,25 +19,24 @@ run = Run(
     name="recruiter",
     environment=Recruiter(
         difficulty="easy",
-        num_people=320,
-        page_size=7,
+        num_people=240,
+        page_size=4,
         instructions="",
         num_train=512,
         num_heldout=64,
-        num_demonstrations=1024,
-        carelessness=0.05,
+        num_demonstrations=3072,
     ),
     tiny=TinyModel(vocab_size=1024, sliding_window=128),
     # A model trained from nothing on these tools learns no more from reading about them.
     harmony=HarmonyOptions(system=False, tool_definitions=False),
     sft=SFT(
-        num_steps=240,
+        num_steps=560,
         batch_size=8,
         optimizer=Optimizer(learning_rate=1.5e-3, warmup_steps=20, decay_share=0.4, final_share=0.0),
     ),
-    num_steps=12,
-    rollout=Rollout(num_prompts=4, group_size=8, max_turns=24, max_tokens=1536, max_action_tokens=64),
-    optimizer=Optimizer(learning_rate=4e-4, decay_share=1.0, final_share=0.2),
+    num_steps=6,
+    rollout=Rollout(num_prompts=8, group_size=4, max_turns=24, max_tokens=1536, max_action_tokens=64),
+    optimizer=Optimizer(learning_rate=1e-4, decay_share=1.0, final_share=0.2),
     evaluation=Evaluation(num_tasks=32, success_reward=0.9),
     threads=1,
 )

@@ -1,10 +1,10 @@
 """Recruiter: finding people for a user who changes their mind, by GPT-OSS-20B or 120B. Configured and planned, not
-run; see gpt_oss.py.
+run; see real_sizes.py.
 
     lockstep plan recipes/recruiter_gpt_oss.py
 """
 
-from gpt_oss import gpt_oss
+from real_sizes import gpt_oss
 
 from lockstep.environments.recruiter import Recruiter
 

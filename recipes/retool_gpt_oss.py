@@ -1,5 +1,5 @@
 """ReTool: competition mathematics with sandboxed Python, by GPT-OSS-20B or 120B. Configured and planned, not run; see
-gpt_oss.py.
+real_sizes.py.
 
     lockstep plan recipes/retool_gpt_oss.py --data ../shared/data/math_train
 
@@ -10,7 +10,7 @@ having used the tool. Held out is MATH-500.
 
 from pathlib import Path
 
-from gpt_oss import gpt_oss
+from real_sizes import gpt_oss
 
 from lockstep.algorithm.advantages.gae import GAE
 from lockstep.algorithm.algorithm import Algorithm

@@ -1,12 +1,12 @@
 """VerifyIf: instructions that a program checks, by GPT-OSS-20B or 120B. Configured and planned, not run; see
-gpt_oss.py.
+real_sizes.py.
 
     lockstep plan recipes/verifyif_gpt_oss.py --data ../shared/data
 """
 
 from pathlib import Path
 
-from gpt_oss import gpt_oss
+from real_sizes import gpt_oss
 
 from lockstep.environments.verifyif import VerifyIf
 

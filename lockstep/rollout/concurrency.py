@@ -49,9 +49,9 @@ async def cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
 async def within(timeout_s: float, work: Awaitable[ResultT], *, ended: Callable[[], None] | None = None) -> ResultT:
     """Await other people's code, in a task of its own.
 
-    Raises Late after timeout_s seconds, what the work raises, and RuntimeError in place of a SystemExit, or of a
-    CancelledError that nobody asked for. Late or cancelled work is cancelled, given GRACE_S to end, and then left
-    behind. ended: called once when the work has really ended, however late.
+    Raises Late after timeout_s seconds, what the work raises, and RuntimeError in place of what is no Exception (a
+    SystemExit, a CancelledError that nobody asked for). Late or cancelled work is cancelled, given GRACE_S to end, and
+    then left behind. ended: called once when the work has really ended, however late.
     """
     task = asyncio.create_task(_contained(work))
     if ended is not None:
@@ -72,12 +72,14 @@ async def within(timeout_s: float, work: Awaitable[ResultT], *, ended: Callable[
 async def _contained(work: Awaitable[ResultT]) -> ResultT:
     try:
         return await work
-    except SystemExit as error:
-        raise RuntimeError("SystemExit") from error
+    except (Exception, KeyboardInterrupt, GeneratorExit):
+        raise
     except asyncio.CancelledError:
         if (task := asyncio.current_task()) is not None and task.cancelling():
             raise
         raise RuntimeError("CancelledError") from None  # its own, nobody cancelled it
+    except BaseException as error:
+        raise RuntimeError(type(error).__name__) from error
 
 
 def _forget(task: asyncio.Task[Any]) -> None:
@@ -94,12 +96,12 @@ class Limit:
         if size < 1:
             raise ValueError(f"Limit({size}): needs at least 1 place")
         self.size = size
-        self._places: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._places: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
 
     async def place(self, timeout_s: float) -> Callable[[], None]:
         """Wait for a place; the function that is returned gives it back, in the same loop. Raises Late."""
+        for loop in [loop for loop in self._places if loop.is_closed()]:
+            del self._places[loop]
         semaphore = self._places.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(self.size))
         try:
             async with asyncio.timeout(timeout_s):

@@ -13,12 +13,12 @@ import reprlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from lockstep.rollout.concurrency import Late, together, within
 from lockstep.rollout.reward import Ending, Score, as_number
-from lockstep.rollout.tool import Tool, infrastructure_in, readable
-from lockstep.types import Demonstration, Message, Task, ToolDescription
+from lockstep.rollout.tool import Tool, infrastructure_in, readable, said
+from lockstep.types import Demonstration, Message, Role, Task, ToolDescription
 
 Split = Literal["train", "heldout"]
 
@@ -101,7 +101,7 @@ async def guarded(
     except (Exception, SystemExit) as error:
         if broken := infrastructure_in(error):
             raise broken from None
-        raise EnvironmentFault(f"{what} raised {type(error).__name__}: {error}") from error
+        raise EnvironmentFault(f"{what} raised {type(error).__name__}: {said(error)}") from error
 
 
 def expect(kind: type) -> Callable[[Any], Any]:
@@ -116,9 +116,12 @@ def expect(kind: type) -> Callable[[Any], Any]:
 
 
 def checked_start(result: Any) -> Start:
-    """A check for `guarded`: a Start whose messages are messages."""
+    """A check for `guarded`: a Start whose messages are messages, and whose tools are described."""
     start = expect(Start)(result)
     _check_messages(start.messages)
+    for each in expect(Sequence)(start.tools):
+        if not isinstance(each, ToolDescription):
+            raise WrongResult(f"returned {type(each).__name__} among its tools: each must be a ToolDescription")
     return start
 
 
@@ -133,13 +136,18 @@ def checked_step(result: Any) -> Step:
 
 
 def _check_messages(messages: Any) -> None:
-    wrong = (
-        [each for each in messages if not isinstance(each, Message)] if isinstance(messages, Sequence) else [messages]
-    )
-    if wrong or isinstance(messages, str):
-        raise WrongResult(
-            f"returned {type((wrong or [messages])[0]).__name__} among its messages: each must be a Message"
-        )
+    listed = list(messages) if isinstance(messages, Sequence) and not isinstance(messages, str) else [messages]
+    for each in listed:
+        if not isinstance(each, Message):
+            raise WrongResult(f"returned {type(each).__name__} among its messages: each must be a Message")
+        if not isinstance(each.content, str):
+            raise WrongResult(f"returned a message whose content is {type(each.content).__name__}: it must be text")
+        if each.role not in get_args(Role):
+            raise WrongResult(
+                f"returned a message of role {each.role!r}: it must be one of {', '.join(get_args(Role))}"
+            )
+        if each.role == "tool" and not each.name:
+            raise WrongResult("returned a tool's message without a name: say which tool speaks, e.g. functions.search")
 
 
 def checked_score(result: Any) -> Score:
@@ -156,8 +164,8 @@ def _numbers(named: Mapping[str, Any]) -> dict[str, float]:
     numbers = {name: _number(part) for name, part in named.items()}
     for name, number in numbers.items():
         if not math.isfinite(number):
-            said = " ".join(reprlib.repr(named[name]).split())
-            raise WrongResult(f"returned {name}={said}: every part of a reward must be a finite number")
+            shown = " ".join(reprlib.repr(named[name]).split())
+            raise WrongResult(f"returned {name}={shown}: every part of a reward must be a finite number")
     return numbers
 
 

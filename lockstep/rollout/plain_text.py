@@ -88,7 +88,9 @@ class TextEncoder:
         if count <= max_tokens:
             return text
         places = self._encoder.encode(text, add_special_tokens=False).offsets
-        kept = max_tokens - len(self.encode(omission(count, "tokens")))
+        if len(places) != count:  # see `encode`: taken one by one, characters are the places to cut at
+            places = [(i, i + 1) for i in range(len(text))]
+        kept = min(max_tokens - len(self.encode(omission(count, "tokens"))), len(places))
         while kept > 0:
             head, tail = (kept + 1) // 2, kept // 2
             end = text[places[len(places) - tail][0] :] if tail else ""

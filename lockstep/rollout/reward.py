@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lockstep.rollout.concurrency import Late, in_thread, together, within
-from lockstep.rollout.tool import infrastructure_in
+from lockstep.rollout.tool import infrastructure_in, said
 from lockstep.types import Message, Task
 
 
@@ -80,7 +80,7 @@ async def _value(ending: Ending, reward: Reward) -> float:
     except Exception as error:  # the environment boundary: a reward is other people's code
         if broken := infrastructure_in(error):
             raise broken from None
-        raise RewardFault(f"reward {reward.name!r} raised {type(error).__name__}: {error}") from error
+        raise RewardFault(f"reward {reward.name!r} raised {type(error).__name__}: {said(error)}") from error
 
 
 async def _asked(ending: Ending, reward: Reward) -> Any:

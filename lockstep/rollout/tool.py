@@ -7,12 +7,10 @@ is not the model's doing: the tool raises InfrastructureError, and that alone pa
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +81,7 @@ class Tool:
         except BadArguments as error:
             return _fault(f"{error}.", "malformed/bad_arguments")
         except Exception as error:  # the environment boundary: a validator is other people's code
-            return _fault(f"{type(error).__name__}: {_said(error)}", "malformed/bad_arguments")
+            return _fault(f"{type(error).__name__}: {said(error)}", "malformed/bad_arguments")
         return await self._run(checked)
 
     async def _run(self, values: Mapping[str, Any]) -> ToolResult:
@@ -103,35 +101,36 @@ class Tool:
             if broken := infrastructure_in(error):
                 raise broken from None
             kind = "" if isinstance(error, ToolError) else f"{type(error).__name__}: "
-            return _fault(f"{kind}{_said(error)}", "tool/error")
+            return _fault(f"{kind}{said(error)}", "tool/error")
 
     async def _answer(self, values: Mapping[str, Any], ended: Callable[[], None] | None) -> str:
         if self.inline:
             try:
                 return readable(str(self.function(**values)))
-            except (SystemExit, asyncio.CancelledError) as error:
+            except (Exception, KeyboardInterrupt):
+                raise
+            except BaseException as error:
                 raise RuntimeError(type(error).__name__) from error
             finally:
                 if ended is not None:
                     ended()
-        if inspect.iscoroutinefunction(self.function):
-            return readable(str(await within(self.timeout_s, self.function(**values), ended=ended)))
-        async with _late_after(self.timeout_s):
-            result = await in_thread(lambda: _text_or_awaitable(self.function(**values)), ended=ended)
-        return result if isinstance(result, str) else readable(str(await within(self.timeout_s, result)))
+        running = 1  # the task, and the thread while there is one
 
+        def part_ended() -> None:
+            nonlocal running
+            running -= 1
+            if not running and ended is not None:
+                ended()
 
-@asynccontextmanager
-async def _late_after(timeout_s: float) -> AsyncIterator[None]:
-    """Raises Late when the deadline passes, and leaves a TimeoutError of the body's own as it is."""
-    deadline = asyncio.timeout(timeout_s)
-    try:
-        async with deadline:
-            yield
-    except TimeoutError:
-        if deadline.expired():
-            raise Late from None
-        raise
+        async def work() -> str:
+            nonlocal running
+            if inspect.iscoroutinefunction(self.function):
+                return readable(str(await self.function(**values)))
+            running += 1
+            result = await in_thread(lambda: _text_or_awaitable(self.function(**values)), ended=part_ended)
+            return result if isinstance(result, str) else readable(str(await result))
+
+        return await within(self.timeout_s, work(), ended=part_ended)
 
 
 def _text_or_awaitable(result: Any) -> str | Awaitable[Any]:
@@ -169,7 +168,7 @@ def _fault(what: str, fault: str) -> ToolResult:
     return ToolResult(text=readable(f"Error: {what}"), fault=fault)
 
 
-def _said(error: BaseException) -> str:
+def said(error: BaseException) -> str:
     """An exception's words, or none when it cannot say them."""
     try:
         return str(error)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+import inspect
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from lockstep.rollout.environment import (
     checked_step,
     guarded,
 )
-from lockstep.rollout.renderer import Renderer
+from lockstep.rollout.renderer import FormatError, Renderer
 from lockstep.rollout.reward import Score
 from lockstep.rollout.tool import InfrastructureError
 from lockstep.types import Message, StopReason, Task, Trajectory, Turn, UserError
@@ -112,7 +113,7 @@ class Attempt:
     async def run(self) -> Trajectory:
         """Never raises for what the environment or the engine did; see StopReason."""
         try:
-            start = await self._guard("start", lambda: self.environment.start(self.task), checked_start)
+            start = await self._start()
         except EnvironmentFault as fault:
             return self._trajectory("environment_error", NO_SCORE, str(fault))
         except InfrastructureError as fault:
@@ -130,6 +131,32 @@ class Attempt:
         finally:
             await self._close(start)
         return self._trajectory(stop_reason, score, error)
+
+    async def _start(self) -> Start:
+        """What the environment began with. Where nobody can use it, because it is late, wrong or no longer wanted, it
+        is closed here."""
+        begun: list[Start] = []
+        wanted = True
+
+        async def kept(work: Awaitable[Start]) -> Start:
+            start = await work
+            if isinstance(start, Start):
+                begun.append(start)
+                if not wanted:
+                    await self._close(start)
+            return start
+
+        def begin() -> Any:
+            work = self.environment.start(self.task)
+            return kept(work) if inspect.isawaitable(work) else work
+
+        try:
+            return await self._guard("start", begin, checked_start)
+        except BaseException:
+            wanted = False
+            if begun:
+                await self._close(begun[0])
+            raise
 
     async def _close(self, start: Start) -> None:
         """Release what the environment holds, to the end even when cancelled meanwhile; a failure to is counted, and
@@ -154,7 +181,7 @@ class Attempt:
     async def _play(self, start: Start) -> StopReason:
         policy, limits = self.policy, self.policy.settings
         self.messages += start.messages
-        context = policy.renderer.start(start.messages, start.tools)
+        context = self._rendered(lambda: policy.renderer.start(start.messages, start.tools))
         restarts = False
         for _ in range(limits.max_turns):
             self.history = list(context) if restarts else [*self.history, *context]
@@ -186,10 +213,21 @@ class Attempt:
                 if step.done:
                     return "done"
                 answers = tuple(self._fitting(message) for message in step.messages)
-            extension = policy.renderer.extend(self.messages, answers, start.tools, last_action=completion.tokens)
+            said, last = self.messages, completion.tokens
+            extension = self._rendered(
+                lambda: policy.renderer.extend(said, answers, start.tools, last_action=last)  # noqa: B023
+            )
             self.messages += answers
             context, restarts = extension.tokens, extension.restarts
         return "max_turns"
+
+    def _rendered(self, render: Callable[[], Any]) -> Any:
+        """What an environment says must be sayable in the format of the model."""
+        try:
+            return render()
+        except FormatError as error:
+            name = type(self.environment).__name__
+            raise EnvironmentFault(f"{name} has messages that cannot be rendered: {error}") from error
 
     def _fitting(self, message: Message) -> Message:
         """A tool's answer within its tokens; anything else as it is."""

@@ -170,7 +170,11 @@ def test_what_is_awaited_gives_its_result_and_ends():
     assert ends == [True]
 
 
-@pytest.mark.parametrize("kind", [SystemExit, asyncio.CancelledError])
+class Odd(BaseException):
+    """Such as some frameworks have."""
+
+
+@pytest.mark.parametrize("kind", [SystemExit, asyncio.CancelledError, Odd])
 def test_what_would_end_the_loop_ends_the_work(kind):
     async def leave():
         raise kind

@@ -562,3 +562,13 @@ def test_what_is_left_out_is_counted(ours):
     assert len(ours._encode(note)) == 10
     assert ours.shorten(text, 30) == " apple" * 10 + note + " apple" * 9
     assert ours.shorten(" apple" * 30, 30) == " apple" * 30
+
+
+def test_a_vocabulary_of_whole_words_is_shortened_too():
+    """There a control token can come out of plain text, which is then taken character by character."""
+    words = Tokenizer(models.WordLevel({"<|end|>": 0, "word": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    encoder = TextEncoder(words, CONTROL_TOKENS)
+    short = encoder.shorten("<|end|> " + "word " * 100, 300)
+    assert len(encoder.encode(short)) <= 300
+    assert short.startswith("<|end|> word") and "tokens left out" in short

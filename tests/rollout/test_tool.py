@@ -616,3 +616,42 @@ def test_a_machine_without_threads_is_infrastructure(monkeypatch):
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(InfrastructureError, match="tool 'repeat': can't start new thread"):
         answer(repeat, '{"text": "ha"}')
+
+
+def test_a_function_that_refuses_its_arguments_gives_its_place_back():
+    @tool(max_concurrency=1, timeout_s=0.5)
+    async def keep(x: int) -> str:
+        """Keep."""
+        return str(x)
+
+    wrong = dataclasses.replace(keep, check=lambda values: {"y": 1})
+
+    async def play():
+        return [(await each.call('{"x": 1}')).text for each in (wrong, wrong, keep)]
+
+    first, second, last = asyncio.run(play())
+    assert first == second and "unexpected keyword argument" in first
+    assert last == "1"
+
+
+def test_an_awaitable_that_a_thread_gave_keeps_its_place_until_it_is_done():
+    inside, most = 0, 0
+
+    async def work() -> str:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        await asyncio.sleep(0)
+        inside -= 1
+        return "done"
+
+    @tool(max_concurrency=1)
+    def gives() -> str:
+        """Work."""
+        return work()  # pyright: ignore
+
+    async def play():
+        return await asyncio.gather(*(gives.call("{}") for _ in range(4)))
+
+    assert {result.text for result in asyncio.run(play())} == {"done"}
+    assert most == 1

@@ -10,8 +10,9 @@ from lockstep.data.samples import to_samples
 from lockstep.engine.embedded import EmbeddedEngine
 from lockstep.engine.engine import Completion, EngineError, Sampling
 from lockstep.engine.scripted import ScriptedEngine, scripted_logprob
+from lockstep.rollout import concurrency
 from lockstep.rollout.environment import Start, Step
-from lockstep.rollout.renderer import Extension, Parsed
+from lockstep.rollout.renderer import Extension, FormatError, Parsed
 from lockstep.rollout.reward import Score
 from lockstep.rollout.tool import InfrastructureError
 from lockstep.rollout.trajectory import Attempt, Policy, Rollout, seed_of, turn_routes
@@ -527,3 +528,117 @@ def test_what_is_measured_beside_the_reward_is_kept_apart():
 def test_answers_need_room_for_a_note():
     with pytest.raises(UserError, match=r"rollout.max_result_tokens=15: a shortened answer and its note need 16"):
         Rollout(max_result_tokens=15)
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (Message(role="tool", name="adder", content=None), "a message whose content is NoneType: it must be text"),
+        (Message(role="critic", content="5"), "a message of role 'critic': it must be one of system, developer, user,"),
+        (Message(role="tool", content="5"), "a tool's message without a name: say which tool speaks"),
+    ],
+)
+def test_messages_that_no_format_can_hold_mask_the_trajectory(message, said):
+    class Wrong(Environment):
+        async def step(self, state, action):
+            return Step(messages=(message,))
+
+    trajectory, _ = play([[20, STOP]], Wrong())
+    assert trajectory.stop_reason == "environment_error"
+    assert trajectory.error.startswith(f"Wrong.step returned {said}")
+
+
+def test_what_a_format_cannot_say_masks_the_trajectory():
+    class Strict(Renderer):
+        def extend(self, messages, new, tools, *, last_action):
+            raise FormatError("this format has no tools")
+
+    trajectory, _ = play([[20, STOP]], renderer=Strict())
+    assert trajectory.stop_reason == "environment_error"
+    assert trajectory.error == "Environment has messages that cannot be rendered: this format has no tools"
+
+
+class Odd(Exception):
+    def __str__(self):
+        raise ValueError("no words")
+
+
+def test_an_exception_without_words_is_still_a_fault():
+    trajectory, _ = play([[20, STOP]], Environment(step=Odd()))
+    assert trajectory.error == "Environment.step raised Odd: (no message)"
+
+
+def attempt(environment, **settings):
+    limits = dataclasses.replace(Rollout(max_turns=5, max_tokens=100, max_action_tokens=10), **settings)
+    policy = Policy(engine=ScriptedEngine([]), renderer=Renderer(), settings=limits, temperature=1.0)
+    return Attempt(policy, environment, TASK, "3/1", seed=5)
+
+
+def test_a_start_that_is_refused_is_closed():
+    class Wrong(Environment):
+        async def start(self, task):
+            return Start(messages=("text",), state="mine")  # pyright: ignore
+
+        async def close(self, state):
+            self.log.append(("closed", state))
+
+    environment = Wrong()
+    trajectory = asyncio.run(attempt(environment).run())
+    assert trajectory.stop_reason == "environment_error"
+    assert environment.log == [("closed", "mine")]
+
+
+@pytest.mark.parametrize("how", ["late", "cancelled"])
+def test_a_start_that_comes_too_late_is_closed(how, monkeypatch):
+    monkeypatch.setattr(concurrency, "GRACE_S", 0.01)
+
+    class Slow(Environment):
+        async def start(self, task):
+            while not self.release.is_set():
+                try:
+                    await self.release.wait()
+                except asyncio.CancelledError:
+                    continue
+            return Start(messages=task.messages, state="mine")
+
+        async def close(self, state):
+            self.log.append(("closed", state))
+            self.closed.set()
+
+    async def play():
+        environment = Slow()
+        environment.release, environment.closed = asyncio.Event(), asyncio.Event()
+        running = asyncio.create_task(attempt(environment, environment_timeout_s=0.01).run())
+        if how == "cancelled":
+            await asyncio.sleep(0)
+            running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert environment.log == []
+        environment.release.set()
+        await environment.closed.wait()
+        return environment.log
+
+    assert asyncio.run(play()) == [("closed", "mine")]
+
+
+def test_a_close_goes_on_when_the_attempt_is_cancelled():
+    class Slow(Environment):
+        async def close(self, state):
+            self.closing.set()
+            await self.release.wait()
+            self.log.append("closed")
+
+    async def play():
+        environment = Slow(step=OSError("disk"))
+        environment.closing, environment.release = asyncio.Event(), asyncio.Event()
+        made = attempt(environment)
+        made.policy = dataclasses.replace(made.policy, engine=ScriptedEngine([[20, STOP]]))
+        running = asyncio.create_task(made.run())
+        await environment.closing.wait()
+        running.cancel()
+        await asyncio.sleep(0)
+        environment.release.set()
+        await asyncio.gather(running, return_exceptions=True)
+        return running.cancelled(), environment.log
+
+    assert asyncio.run(play()) == (True, ["start", "step", "closed"])

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.processes import tree
 from lockstep.sandbox.interface import Limits, SandboxFailure
+from tests.sandbox.family import comes_true
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the local tiers need Linux")
 
@@ -52,6 +54,34 @@ def test_each_run_has_its_own_output_and_end(runs):
         ("ok", 0),
     ]
     assert "ZeroDivisionError" in found[1].stderr and found[3].stderr == "why\n" and found[4].stderr == ""
+
+
+BURNS = """
+import os, threading
+def burn():
+    while True: pass
+threading.Thread(target=burn, daemon=True).start()
+if os.fork() == 0: burn()
+"""
+
+
+def test_between_runs_all_its_processes_stand_still(sandbox):
+    """A thread and a child that never rest would have a core each, for as long as the session is kept."""
+
+    def stopped():
+        return sum(process.state == "T" for process in tree().values())
+
+    async def both_runs():
+        session = await sandbox.session()
+        try:
+            assert (await session.run(BURNS)).status == "ok"
+            first = await asyncio.to_thread(comes_true, lambda: stopped() == 2)
+            assert (await session.run("print(threading.active_count())")).stdout == "2\n"
+            return first, await asyncio.to_thread(comes_true, lambda: stopped() == 2)
+        finally:
+            await session.close()
+
+    assert asyncio.run(both_runs()) == (True, True)
 
 
 def test_a_traceback_shows_the_lines_of_the_run_that_defined_them(runs):
