@@ -1,7 +1,9 @@
 """`lockstep plan`: what a run would need, by arithmetic alone. Nothing is loaded, sampled or written.
 
-In: a Run. Out: parameters, bytes and tokens, as upper bounds (every trajectory as long as it may be). Bytes follow from
+In: a Run. Out: parameters, bytes, tokens and operations, with every trajectory as long as it may be. Bytes follow from
 how Lockstep stores things: float32 masters beside bfloat16 weights, gradients and both of Adam's moments in float32.
+Left out are activations (they follow from microbatch_tokens) and the passes that only some options of an algorithm
+need before the first gradient.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ KNOWN: Mapping[str, PreTrainedConfig] = {
 class Plan:
     """parameters: of the policy; active: those a token is multiplied with (its experts and the head, not the embedding
     it is looked up in); trained: those that learn. *_bytes: of the whole
-    run, over all devices; cache_bytes: keys and values of one trajectory at its longest. tokens: of one step."""
+    run, over all devices; cache_bytes: keys and values of one trajectory at its longest. Of one step: trajectories and
+    tokens that are trained on; sampled_trajectories, with refills and greedy baselines; floating-point operations, of
+    products with weights and of attention, critic and reference included."""
 
     parameters: int
     active: int
@@ -43,6 +47,7 @@ class Plan:
     others_bytes: int
     cache_bytes: int
     trajectories: int
+    sampled_trajectories: int
     tokens: int
     train_flops: float
     sample_flops: float
@@ -66,8 +71,15 @@ def plan(run: Run) -> Plan:
     copies = int(run.algorithm.kl is not None) * total * width
     if isinstance(run.critic, OwnCritic):
         copies += total * width + learning
-    trajectories = run.rollout.num_prompts * run.rollout.group_size
-    tokens = trajectories * run.rollout.max_tokens
+    rollout = run.rollout
+    trajectories = rollout.num_prompts * rollout.group_size
+    greedy = rollout.num_prompts if "greedy" in run.algorithm.advantages.needs else 0
+    sampled = (trajectories + greedy) * (1 + rollout.max_refills)
+    tokens = trajectories * rollout.max_tokens
+    forward = 2.0 * active + _attention_flops(config, rollout.max_tokens)  # of one token
+    learned = 4 if run.gradient_checkpointing else 3  # forward and backward, and forward again
+    passes = learned * run.algorithm.epochs + int(run.algorithm.kl is not None)
+    passes += (1 + learned) * isinstance(run.critic, OwnCritic)
     return Plan(
         parameters=total,
         active=active,
@@ -77,19 +89,24 @@ def plan(run: Run) -> Plan:
         others_bytes=copies,
         cache_bytes=_cache_bytes(config, run.rollout.max_tokens, width),
         trajectories=trajectories,
+        sampled_trajectories=sampled,
         tokens=tokens,
-        train_flops=(8.0 if run.gradient_checkpointing else 6.0) * active * tokens * run.algorithm.epochs,
-        sample_flops=2.0 * active * tokens,
+        train_flops=passes * forward * tokens,
+        sample_flops=forward * sampled * rollout.max_tokens,
     )
 
 
 def show(run: Run, console: Console | None = None) -> None:
     """Print the plan as a table."""
     planned = plan(run)
+    try:
+        train, heldout = (len(run.environment.tasks(split)) for split in ("train", "heldout"))
+    except (ValueError, OSError) as error:  # what an environment says of its data
+        raise ConfigError(str(error)) from error
     table = Table(title=f"plan of {run.name}: {run.model}, {type(run.environment).__name__}", title_justify="left")
     table.add_column("")
     table.add_column("at most", justify="right")
-    for name, value in _rows(run, planned):
+    for name, value in [*_rows(run, planned), ("tasks", f"{train:,}"), ("held-out tasks", f"{heldout:,}")]:
         table.add_row(name, value)
     (console or Console()).print(table)
 
@@ -105,9 +122,10 @@ def _rows(run: Run, planned: Plan) -> list[tuple[str, str]]:
         ("critic and reference", _size(planned.others_bytes)),
         ("all of that", _size(state)),
         ("keys and values of a trajectory", _size(planned.cache_bytes)),
-        ("trajectories a step", f"{planned.trajectories:,}"),
+        ("trajectories sampled a step", f"{planned.sampled_trajectories:,}"),
+        ("trajectories trained on a step", f"{planned.trajectories:,}"),
         ("tokens a trajectory", f"{run.rollout.max_tokens:,}"),
-        ("tokens a step", f"{planned.tokens:,}"),
+        ("tokens trained on a step", f"{planned.tokens:,}"),
         ("sampling, a step", f"{planned.sample_flops:.2g} FLOP"),
         ("training, a step", f"{planned.train_flops:.2g} FLOP"),
         ("steps", f"{run.num_steps:,}"),
@@ -139,8 +157,22 @@ def _shape(run: Run) -> PreTrainedConfig:
 def _cache_bytes(config: Any, max_tokens: int, width: int) -> int:
     """Keys and values of one trajectory: all its tokens in full layers, the window's in sliding ones."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * heads * _head_dim(config) * width * sum(_reaches(config, max_tokens))
+
+
+def _attention_flops(config: Any, max_tokens: int) -> float:
+    """Of a token in the forward pass, on average over a trajectory: scores and weighted values over the keys it sees,
+    half of the trajectory's in full layers."""
+    seen = sum(min(reach, max_tokens / 2) for reach in _reaches(config, max_tokens))
+    return 4.0 * config.num_attention_heads * _head_dim(config) * seen
+
+
+def _head_dim(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _reaches(config: Any, max_tokens: int) -> list[int]:
+    """How many keys each layer keeps."""
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
     window = getattr(config, "sliding_window", None) or max_tokens
-    kept = sum(min(max_tokens, window) if kind == "sliding_attention" else max_tokens for kind in kinds)
-    return 2 * heads * head_dim * width * kept
+    return [min(max_tokens, window) if kind == "sliding_attention" else max_tokens for kind in kinds]

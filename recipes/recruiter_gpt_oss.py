@@ -6,6 +6,12 @@ run; see real_sizes.py.
 
 from real_sizes import gpt_oss
 
+from lockstep.config import Evaluation
 from lockstep.environments.recruiter import Recruiter
 
-run = gpt_oss(Recruiter(), name="recruiter-gpt-oss", max_turns=32)
+run = gpt_oss(
+    Recruiter(),
+    name="recruiter-gpt-oss",
+    max_turns=40,
+    evaluation=Evaluation(num_tasks=256, every=20, success_reward=0.9),
+)

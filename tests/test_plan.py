@@ -86,10 +86,32 @@ def test_a_step_is_counted_at_its_longest():
     rollout = Rollout(num_prompts=3, group_size=5, max_tokens=100)
     planned = plan(real("openai/gpt-oss-20b", rollout=rollout, algorithm=Algorithm(epochs=2)))
     assert (planned.trajectories, planned.tokens) == (15, 1500)
-    assert planned.sample_flops == 2.0 * planned.active * 1500
-    assert planned.train_flops == 6.0 * planned.active * 1500 * 2
+    attention = 4 * 64 * 64 * 24 * 50  # 24 layers, windows and full ones alike see 50 keys on average
+    forward = 2 * planned.active + attention
+    assert planned.sample_flops == forward * 1500
+    assert planned.train_flops == 3 * forward * 1500 * 2
     again = plan(real("openai/gpt-oss-20b", rollout=rollout, gradient_checkpointing=True))
-    assert again.train_flops == 8.0 * planned.active * 1500
+    assert again.train_flops == 4 * forward * 1500
+
+
+def test_windows_see_no_more_than_they_are_wide():
+    planned = plan(real("openai/gpt-oss-20b", rollout=Rollout(num_prompts=1, group_size=2, max_tokens=1000)))
+    attention = 4 * 64 * 64 * (12 * 500 + 12 * 128)
+    assert planned.sample_flops == (2 * planned.active + attention) * 2000
+
+
+def test_refills_baselines_critics_and_references_take_their_passes():
+    rollout = Rollout(num_prompts=3, group_size=5, max_tokens=100)
+    plain = plan(real("openai/gpt-oss-20b", rollout=rollout))
+    refilled = plan(real("openai/gpt-oss-20b", rollout=dataclasses.replace(rollout, max_refills=2)))
+    assert (refilled.trajectories, refilled.sampled_trajectories) == (15, 45)
+    assert refilled.sample_flops == 3 * plain.sample_flops and refilled.train_flops == plain.train_flops
+    assert plan(real("openai/gpt-oss-20b", rollout=rollout, algorithm=named("remax"))).sampled_trajectories == 18
+    penalised = plan(real("openai/gpt-oss-20b", rollout=rollout, algorithm=Algorithm(kl=KLPenalty(coefficient=1e-3))))
+    assert penalised.train_flops == pytest.approx(plain.train_flops * 4 / 3)
+    critic = OwnCritic(warmup_steps=0)
+    judged = plan(real("openai/gpt-oss-20b", rollout=rollout, algorithm=named("ppo"), critic=critic))
+    assert judged.train_flops == pytest.approx(plain.train_flops * 7 / 3)
 
 
 def test_a_folder_is_planned_by_its_config_alone(tmp_path):
@@ -117,5 +139,7 @@ def test_the_table_names_the_run():
 def test_the_command(capsys):
     assert main(["plan", "recipes/ledger.py", "--rollout.group-size", "4"]) == 0
     assert "1,137,328" in capsys.readouterr().out
+    assert main(["plan", "recipes/gsm8k.py", "--data", "no-such-folder"]) == 2
+    assert "no file no-such-folder/train.jsonl" in capsys.readouterr().err
     assert main(["plan", "recipes/ledger.py", "--resume", "runs/x"]) == 2
     assert "nothing is run; leave it out" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from lockstep.environments.mathematics.answers import Comparison, compared
 from lockstep.environments.mathematics.boxed import last_box
 from lockstep.environments.mathematics.easy import EasyProblem, demonstrate, easy_problems
 from lockstep.environments.mathematics.rows import MathRow, read_math_rows
-from lockstep.environments.tools.python import Interpreter, python_tool, shared_sandbox
+from lockstep.environments.tools.python import Interpreter, python_tool, shared_places, shared_sandbox
 from lockstep.rollout.concurrency import in_thread
 from lockstep.rollout.environment import Split, ToolEnvironment
 from lockstep.rollout.reward import Ending, Score
@@ -104,7 +104,8 @@ class ReTool(ToolEnvironment):
 
     async def open(self, task: Task) -> Interpreter:
         sandbox = await in_thread(lambda: shared_sandbox(self.sandbox))
-        return Interpreter(sandbox, limits=self.sandbox.limits, sessions=self.sessions)
+        places = shared_places(self.sandbox)
+        return Interpreter(sandbox, limits=self.sandbox.limits, sessions=self.sessions, places=places)
 
     def tools(self, task: Task, state: Interpreter) -> Sequence[Tool]:
         return (python_tool(state),)

@@ -380,10 +380,34 @@ def test_a_sandbox_that_is_silent_is_infrastructure(scripted, monkeypatch):
         await asyncio.Event().wait()
 
     sandbox.run = silent
-    monkeypatch.setattr(python_tool, "WAIT_S", 0.01)
+    monkeypatch.setattr(python_tool, "GRACE_S", 0.01)
     environment = ReTool(sandbox=SandboxOptions(limits=Limits(time_s=0.01)), num_train=1)
     with pytest.raises(InfrastructureError, match=r"no outcome within 0\.02 s"):
         asyncio.run(play(environment, [call("1")]))
+
+
+@pytest.mark.parametrize("sessions", [False, True])
+def test_programs_that_never_end_mask_nobody(scripted, monkeypatch, sessions):
+    """Two calls of one action where one runs at a time: the other reads that there was no time for it."""
+    sandbox, release = scripted(), asyncio.Event()
+
+    async def slow(code, **_):
+        await release.wait()
+        return outcome("late")
+
+    sandbox.run = slow
+    monkeypatch.setattr(python_tool, "WAIT_S", 0.01)
+    environment = ReTool(sandbox=SandboxOptions(max_concurrency=1), sessions=sessions, num_train=1)
+
+    async def both():
+        playing = asyncio.create_task(play(environment, [call("1"), call("2")], [call("3")]))
+        await asyncio.sleep(0.1)
+        release.set()
+        return await playing
+
+    texts, events = asyncio.run(both())
+    assert texts == [["late", "Error: the interpreter had no time for this program within 0.01 s"], ["late"]]
+    assert events == [{"tool_calls": 2, "tool/error": 1}, {"tool_calls": 1}]
 
 
 def test_no_sandbox_is_infrastructure_and_probed_once(monkeypatch):

@@ -6,22 +6,27 @@ exit. That the sandbox itself failed is never told to the model: it raises Infra
 
 from __future__ import annotations
 
-import asyncio
 import atexit
+import functools
 import os
 import re
 import threading
+import time
 from collections.abc import Callable
 
-from lockstep.rollout.tool import InfrastructureError, Tool, tool
+from lockstep.rollout.concurrency import Late, Limit, within
+from lockstep.rollout.tool import InfrastructureError, Tool, ToolError, tool
 from lockstep.sandbox.interface import Limits, Outcome, Sandbox, SandboxFailure, SandboxUnavailable, Session
-from lockstep.sandbox.sandbox import SandboxOptions, open_sandbox
+from lockstep.sandbox.sandbox import SandboxOptions, concurrency, open_sandbox
 
 NUM_ERROR_LINES = 8
-WAIT_S = 90.0  # for a place in the sandbox, beyond the call's own time
+WAIT_S = 60.0  # for a place among the calls that run; a step must have that, the call's own time and GRACE_S
+GRACE_S = 30.0  # for the sandbox, beyond the call's own time
 # Control characters but for tabs and line ends, what turns the direction of text, lone surrogates, line separators.
 HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 FENCE = re.compile(r"\s*```(?:python|py)?[ \t]*\n(.*?)\n?```\s*", re.DOTALL)
+
+REMOTE_CALLS = 64  # at once, where the options do not say
 
 _opened: dict[tuple[int, SandboxOptions], Sandbox | SandboxUnavailable] = {}
 _opening = threading.Lock()
@@ -52,39 +57,66 @@ def close_sandboxes() -> None:
                 opened.close()
 
 
+@functools.cache
+def shared_places(options: SandboxOptions) -> Limit:
+    """So many calls run at once in this process; whoever waits for a place is not yet in the sandbox."""
+    remote = options.tier == "remote" and not options.max_concurrency
+    return Limit(REMOTE_CALLS if remote else concurrency(options))
+
+
 class Interpreter:
     """What one trajectory runs its code in: nothing between two calls, or with `sessions` an interpreter that keeps
-    its state, started by the first call. Close it at the trajectory's end."""
+    its state, started by the first call. Close it at the trajectory's end.
 
-    def __init__(self, sandbox: Sandbox, *, limits: Limits, sessions: bool) -> None:
-        self.sandbox, self.limits, self.sessions = sandbox, limits, sessions
+    Programs that never end make others wait. That is the policy's doing: a call without a place in WAIT_S is answered
+    with an error for the model to read, and masks nothing.
+    """
+
+    def __init__(self, sandbox: Sandbox, *, limits: Limits, sessions: bool, places: Limit) -> None:
+        self.sandbox, self.limits, self.sessions, self.places = sandbox, limits, sessions, places
         self._session: Session | None = None
-        self._one_at_a_time = asyncio.Lock()
+        self._own = Limit(1)  # a session runs one at a time
 
     async def run(self, code: str) -> Outcome:
-        """Raises InfrastructureError when the sandbox fails, or gives no outcome in time."""
-        deadline = asyncio.timeout(self.limits.time_s + WAIT_S)
+        """Raises ToolError when there is no place, and InfrastructureError when the sandbox fails, or gives no
+        outcome in time."""
+        begun = time.monotonic()
         try:
-            async with deadline:
-                if not self.sessions:
-                    return await self.sandbox.run(code, limits=self.limits)
-                async with self._one_at_a_time:
-                    self._session = self._session or await self.sandbox.session(limits=self.limits)
-                    return await self._session.run(code)
+            give_back_own = await self._own.place(WAIT_S) if self.sessions else _nothing
+            try:
+                give_back = await self.places.place(max(0.0, begun + WAIT_S - time.monotonic()))
+            except BaseException:
+                give_back_own()
+                raise
+        except Late:
+            raise ToolError(f"the interpreter had no time for this program within {WAIT_S:g} s") from None
+        try:
+            return await within(self.limits.time_s + GRACE_S, self._outcome(code))
         except SandboxFailure as error:
             raise InfrastructureError(f"the sandbox failed: {' '.join(str(error).split())}") from error
-        except TimeoutError as error:
-            if not deadline.expired():
-                raise
+        except Late:
+            late_s = self.limits.time_s + GRACE_S
             raise InfrastructureError(
-                f"the sandbox gave no outcome within {self.limits.time_s + WAIT_S:g} s: lower "
-                "rollout.num_prompts or rollout.group_size, or give it more processors"
-            ) from error
+                f"the sandbox gave no outcome within {late_s:g} s: is this machine overloaded?"
+            ) from None
+        finally:
+            give_back()
+            give_back_own()
+
+    async def _outcome(self, code: str) -> Outcome:
+        if not self.sessions:
+            return await self.sandbox.run(code, limits=self.limits)
+        self._session = self._session or await self.sandbox.session(limits=self.limits)
+        return await self._session.run(code)
 
     async def close(self) -> None:
         """End the session, if a call began one."""
         if self._session is not None:
             await self._session.close()
+
+
+def _nothing() -> None:
+    return None
 
 
 def python_tool(interpreter: Interpreter) -> Tool:
@@ -95,7 +127,7 @@ def python_tool(interpreter: Interpreter) -> Tool:
         return outcome_text(await interpreter.run(unfenced(code)), interpreter.limits)
 
     python.__doc__ = f"Run a Python program and read what it prints.{keeps}"
-    make: Callable[..., Tool] = tool(timeout_s=interpreter.limits.time_s + WAIT_S + 10)
+    make: Callable[..., Tool] = tool(timeout_s=WAIT_S + interpreter.limits.time_s + GRACE_S + 5)
     return make(python)
 
 
