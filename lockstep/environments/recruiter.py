@@ -39,7 +39,8 @@ class Recruiter(ToolEnvironment):
     num_people: int = 20000
     """People in the database. Requests keep to those that few enough people suit, whatever their number."""
     difficulty: Literal["standard", "easy"] = "standard"
-    """'easy' has few cities, roles and wishes, and short profiles: for a tiny model, with about 240 people."""
+    """'easy' asks for one person, with few wishes, and has few cities and roles, no employers, and short profiles: for
+    a tiny model, with about 240 people."""
     page_size: int = 8
     """Results that a search shows at once."""
     instructions: str = INSTRUCTIONS

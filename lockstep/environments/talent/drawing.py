@@ -7,7 +7,7 @@ alone does not tell who is right, and neither who does not ask nor who does not 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
 from operator import and_
@@ -17,13 +17,14 @@ from lockstep.environments.talent.database import Database
 from lockstep.environments.talent.requests import Request, Split, changed, is_held_out, opening_of, query_of
 from lockstep.environments.talent.vocabulary import RECRUITER
 from lockstep.environments.talent.wishes import CHANGING, Wishes
-from lockstep.environments.talent.wording import MUSTS, NICE, OPENINGS, preferred, write
+from lockstep.environments.talent.wording import MUSTS, NICE, OPENINGS, opened, preferred, write
 from lockstep.types import UserError
 
 MOST_RIGHT = 10  # people who suit a request in the end
 FILTERED = ("skill", "place", "salary", "language", "open")  # kinds that a search goes by, all but a skill's years
 MOST_WISHES = 6  # hard ones that a search goes by or that make the right people few
 MOST_DRAWS = 2000  # for each request that is wanted
+MOST_TRIES = 16  # at a request with the same hard wishes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,14 +57,14 @@ STANDARD = Shape(
     least_wrong=3,
 )
 EASY = Shape(
-    most_people=2,
+    most_people=1,
     kinds=("salary", "language", "notice"),
     hideable=("salary", "language", "notice"),
     num_hidden=1,
     preferred=("mode",),
     num_preferred=1,
-    least_right=2,
-    most_read=5,
+    least_right=1,
+    most_read=3,
     least_wrong=1,
 )
 
@@ -77,6 +78,8 @@ class Drawing:
         self.people = database.population.people
         self._everybody = (1 << len(self.people)) - 1
         self._meeting: dict[Constraint, int] = {}
+        self._searched: dict[Constraint, int] = {}
+        self._place = {person.id: i for i, person in enumerate(self.people)}
         self._having: dict[str, list[int]] = {}
         for i, person in enumerate(self.people):
             for skill in person.skills:
@@ -89,9 +92,23 @@ class Drawing:
             return None
         wishes = Wishes(random_, anchor, self.database.population)
         hard = self._hard(random_, wishes)
-        hideable = [wish for wish in hard if wish.kind in shape.hideable]
-        if not hideable:
+        if not any(wish.kind in shape.hideable for wish in hard):
             return None
+        skills = list(wishes.skills)
+        for _ in range(MOST_TRIES):
+            wishes.skills[:] = skills
+            request = self._try(random_, wishes, hard, split, changes=changes)
+            if request is not None:
+                return request
+        return None
+
+    def _try(
+        self, random_: random.Random, wishes: Wishes, hard: Sequence[Constraint], split: Split, *, changes: bool
+    ) -> Request | None:
+        """A request with these hard wishes: what is hidden, preferred and changed is drawn."""
+        shape = self.shape
+        number = random_.randint(min(2, shape.most_people), shape.most_people)
+        hideable = [wish for wish in hard if wish.kind in shape.hideable]
         hidden = random_.sample(hideable, min(len(hideable), random_.randint(1, shape.num_hidden)))
         stated = [wish for wish in hard if wish not in hidden]
         kinds = random_.sample(shape.preferred, random_.randint(1, shape.num_preferred))
@@ -99,7 +116,6 @@ class Drawing:
         taken = {(wish.kind, wish.value) for wish in hard}
         if any((one.constraint.kind, one.constraint.value) in taken for one in soft):
             return None
-        number = random_.randint(min(2, shape.most_people), shape.most_people)
         if is_held_out(opening_of(number, stated, soft)) != (split == "heldout"):
             return None
         changing = random_.choice(CHANGING)
@@ -156,17 +172,32 @@ class Drawing:
     def _who(self, wish: Constraint) -> int:
         if wish not in self._meeting:
             places = self._having.get(wish.value, ()) if wish.kind == "skill" else range(len(self.people))
-            bits = bytearray(len(self.people) // 8 + 1)
-            for i in places:
-                if meets(self.people[i], wish):
-                    bits[i // 8] |= 1 << i % 8
-            self._meeting[wish] = int.from_bytes(bits, "little")
+            self._meeting[wish] = self._set(i for i in places if meets(self.people[i], wish))
         return self._meeting[wish]
+
+    def _set(self, places: Iterable[int]) -> int:
+        bits = bytearray(len(self.people) // 8 + 1)
+        for i in places:
+            bits[i // 8] |= 1 << i % 8
+        return int.from_bytes(bits, "little")
 
     def _least_found(self, wishes: Sequence[Constraint]) -> int:
         """Whom a search with these wishes finds at the least; quicker than the search itself."""
         known = [replace(wish, amount=0) if wish.kind == "skill" else wish for wish in wishes if wish.kind in FILTERED]
         return self.suited(known)
+
+    def _found(self, wishes: Sequence[Constraint]) -> int:
+        """Whom a search with every word and filter of these wishes finds, decoys and all."""
+        return reduce(and_, map(self._by_search, wishes), self._everybody)
+
+    def _by_search(self, wish: Constraint) -> int:
+        key = replace(wish, amount=0) if wish.kind == "skill" else wish
+        if wish.kind not in FILTERED:
+            return self._everybody
+        if key not in self._searched:
+            ids = self.database.everyone(query_of([key]), filters_of([key]))
+            self._searched[key] = self._set(self._place[id_] for id_ in ids)
+        return self._searched[key]
 
     def _finished(
         self,
@@ -194,9 +225,10 @@ class Drawing:
         kept = sum(id_ in right for id_ in best)
         if change is not None and 2 * kept > number:
             return None  # who ignores the change would hardly notice
-        found = [set(self.database.search(query_of(wishes), filters_of(wishes)).ids) for wishes in (before, after)]
-        most = self.shape.most_read
-        if len(found[0]) > most or len(found[1] - found[0]) > most or len(found[1] - right) < self.shape.least_wrong:
+        found, most = (self._found(before), self._found(after)), self.shape.most_read
+        if found[0].bit_count() > most or (found[1] & ~found[0]).bit_count() > most:
+            return None
+        if (found[1] & ~suited[1]).bit_count() < self.shape.least_wrong:
             return None
         # A search and its next page, a message, who leaves the shortlist, who comes.
         again = 0 if change is None else 3 + 2 * (number - kept)
@@ -210,13 +242,13 @@ class Drawing:
             trigger=random_.choice(("proposal", "profiles")),
             right=right,
             best_liking=sum(sorted((likings[id_] for id_ in right), reverse=True)[:number]),
-            par=5 + len(found[0] | found[1]) + number + again,
+            par=5 + (found[0] | found[1]).bit_count() + number + again,
         )
 
 
 def _text(random_: random.Random, number: int, stated: Sequence[Constraint], soft: Sequence[Preference]) -> str:
     said = [write(wish, random_.randrange(6)) for wish in random_.sample(stated, len(stated))]
-    opening = random_.choice(OPENINGS).format(number=number)
+    opening = opened(number, random_.randrange(len(OPENINGS)))
     must = random_.choice(MUSTS).format(wishes=", ".join(said))
     nice = random_.choice(NICE).format(wishes=preferred(soft, [random_.randrange(6) for _ in soft]))
     return f"{opening} {must} {nice}"

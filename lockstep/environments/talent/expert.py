@@ -26,6 +26,7 @@ USER_WRITES = "(The user writes: "
 LINE = re.compile(r"^(\d+) [^,]+, ([^,]+), [^,]+$", re.MULTILINE)
 PAGES = re.compile(r"^Search (\d+): .*page \d+ of (\d+)\.$", re.MULTILINE)
 NAME = re.compile(r"(?P<id>\d+) (?P<name>[^,]+), (?P<seniority>\w+) (?P<role>[^.]+)\. Lives in (?P<city>\w+), \w+\.")
+LISTED = re.compile(r"^(Skills|Languages): (.+)\.$", re.MULTILINE)
 SKILL = re.compile(r"(.+) (\d+)y")
 JOB = re.compile(r"(\w+) \((\w+), (\d+) people\) (?:since (\d+)|(\d+)-(\d+))")
 TERMS = re.compile(r"Salary (?P<salary>\d+)k\. Notice (?P<notice>\d+) weeks\. Works (?P<mode>[\w ]+)\. (?P<open>\w+)")
@@ -36,13 +37,13 @@ SKILL_OF = {way: skill for skills in (*ROLES.values(), RECRUITER_SKILLS) for ski
 def read_profile(text: str) -> Person:
     """The person that a profile shows; the countries of companies are not in it. Raises ValueError for another text."""
     name, terms = NAME.match(text), TERMS.search(text)
-    lines = text.split("\n")
-    if name is None or terms is None or len(lines) < 5:
+    listed = {key: said.split(", ") for key, said in LISTED.findall(text)}
+    if name is None or terms is None or len(listed) < 2:
         raise ValueError(f"{text[:60]!r} is no profile")
-    skills = [SKILL.fullmatch(part) for part in lines[1].removeprefix("Skills: ").removesuffix(".").split(", ")]
-    languages = [part.split(" ") for part in lines[3].removeprefix("Languages: ").removesuffix(".").split(", ")]
+    skills = [SKILL.fullmatch(part) for part in listed["Skills"]]
+    languages = [part.split(" ") for part in listed["Languages"]]
     degree = DEGREE.search(text)
-    rest = lines[6 if degree else 5 :]
+    rest = text[(degree or terms).end() :].partition("\n")[2].split("\n")
     return Person(
         id=int(name["id"]),
         name=name["name"],
@@ -50,7 +51,7 @@ def read_profile(text: str) -> Person:
         role=name["role"],
         seniority=name["seniority"],
         skills=tuple(Skill(name=SKILL_OF[s[1]], written=s[1], years=int(s[2])) for s in skills if s is not None),
-        jobs=tuple(_job(match) for match in JOB.finditer(lines[2])),
+        jobs=tuple(_job(match) for match in JOB.finditer(text)),
         languages=tuple((language, level) for language, level in languages),
         degree=degree[1] if degree else "none",
         field=degree[2] if degree else "",
@@ -58,7 +59,7 @@ def read_profile(text: str) -> Person:
         notice=int(terms["notice"]),
         mode=terms["mode"],
         open_to_work=terms["open"] == "Open",
-        summary=rest[0] if rest and not rest[0].startswith(USER_WRITES) else "",
+        summary="" if rest[0].startswith(USER_WRITES) else rest[0],
     )
 
 

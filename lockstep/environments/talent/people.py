@@ -67,8 +67,8 @@ class Skill:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Person:
-    """jobs: newest first, the first one the present one. languages: (language, fluency). salary: thousands a year that
-    the person asks for. notice: weeks."""
+    """jobs: newest first, the first one the present one; a narrow population has none. languages: (language, fluency).
+    salary: thousands a year that the person asks for. notice: weeks."""
 
     id: int
     name: str
@@ -97,7 +97,8 @@ class Person:
 
 @dataclass(frozen=True, kw_only=True)
 class Population:
-    """Everybody there is. narrow: few cities, roles, industries and short profiles, for a tiny model."""
+    """Everybody there is. narrow: few cities and roles, no employers and degrees, and short profiles, for a tiny
+    model."""
 
     seed: int
     num_people: int
@@ -110,10 +111,6 @@ class Population:
     @property
     def roles(self) -> tuple[str, ...]:
         return tuple(ROLES)[: 3 if self.narrow else None]
-
-    @property
-    def industries(self) -> tuple[str, ...]:
-        return INDUSTRIES[: 4 if self.narrow else None]
 
     @property
     def tongues(self) -> tuple[str, ...]:
@@ -132,12 +129,12 @@ class Population:
         """Distinct names, in an order fixed by the seed."""
         random_ = random.Random(f"talent companies {self.seed}")
         names = [head + middle + tail for head in COMPANY_HEADS for middle in COMPANY_MIDDLES for tail in COMPANY_TAILS]
-        chosen = random_.sample(names, 40 if self.narrow else NUM_COMPANIES)
+        chosen = random_.sample(names, 0 if self.narrow else NUM_COMPANIES)
         countries = tuple(LANGUAGES)
         return tuple(
             Company(
                 name=name,
-                industry=self.industries[i % len(self.industries)],
+                industry=INDUSTRIES[i % len(INDUSTRIES)],
                 people=random_.choice((10, 20, 30, 40, 60, 90, 200, 400, 700, 1500, 4000)),
                 country=random_.choice(countries),
             )
@@ -198,7 +195,9 @@ class Population:
         return random_.choice(others) if others and random_.random() < 1 / 3 else usual
 
     def _jobs(self, random_: random.Random, career: int) -> tuple[Job, ...]:
-        count = random_.randint(1, min(career, 2 if self.narrow else 4))
+        if self.narrow:
+            return ()
+        count = random_.randint(1, min(career, 4))
         begins = [THIS_YEAR - career, *sorted(random_.sample(range(THIS_YEAR - career + 1, THIS_YEAR + 1), count - 1))]
         companies = random_.sample(self.companies, count)
         ends = [*begins[1:], None]

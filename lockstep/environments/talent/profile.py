@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from lockstep.environments.talent.people import Job, Person
 
@@ -16,11 +17,10 @@ def line(person: Person) -> str:
 
 def profile(person: Person) -> str:
     """All that is known of a person, in a few lines of fixed form. A skill is written as the person writes it."""
-    now, *before = person.jobs
     lines = [
         f"{person.id} {person.name}, {person.headline}. Lives in {person.city}, {person.country}.",
         f"Skills: {', '.join(f'{skill.written} {skill.years}y' for skill in person.skills)}.",
-        f"Now: {_job(now)}." + (f" Before: {'; '.join(map(_job, before))}." if before else ""),
+        *_career(person.jobs),
         f"Languages: {', '.join(f'{language} {level}' for language, level in person.languages)}.",
         f"Salary {person.salary}k. Notice {person.notice} weeks. Works {person.mode}. "
         + ("Open to work." if person.open_to_work else "Not looking."),
@@ -28,6 +28,13 @@ def profile(person: Person) -> str:
     if person.degree != "none":
         lines.append(f"Degree: {person.degree} {person.field}.")
     return "\n".join([*lines, person.summary]).strip()
+
+
+def _career(jobs: Sequence[Job]) -> list[str]:
+    if not jobs:
+        return []
+    now, *before = map(_job, jobs)
+    return [f"Now: {now}." + (f" Before: {'; '.join(before)}." if before else "")]
 
 
 def _job(job: Job) -> str:

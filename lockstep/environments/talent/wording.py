@@ -57,6 +57,7 @@ OPENINGS = (
     "I am looking for {number} candidates.",
     "Our team has {number} places to fill.",
 )
+ONE_OF = {"people": "person", "candidates": "candidate", "places": "place"}
 MUSTS = ("Must have: {wishes}.", "We need {wishes}.", "What counts: {wishes}.", "Essential: {wishes}.")
 NICE = ("Nice to have: {wishes}.", "Ideally {wishes}.", "A plus: {wishes}.")
 STRONG = " (matters more)"
@@ -89,15 +90,23 @@ def preferred(soft: Sequence[Preference], ways: Sequence[int]) -> str:
     return "; ".join(said)
 
 
+def opened(number: int, way: int) -> str:
+    """How a request for so many people begins, in the way of that number."""
+    said = OPENINGS[way % len(OPENINGS)].format(number=number)
+    for many, one in ONE_OF.items() if number == 1 else ():
+        said = said.replace(f"1 {many}", f"1 {one}")
+    return said
+
+
 @cache
 def _patterns() -> list[tuple[str, re.Pattern[str]]]:
     found = []
     for kind, phrases in PHRASES.items():
-        values = "|".join(re.escape(value) for value in sorted(VALUES.get(kind, ()), key=len, reverse=True))
+        values = "|".join(map(re.escape, VALUES.get(kind, ())))
         for phrase in phrases:
             pattern = re.escape(phrase).replace(r"\{value\}", f"(?P<value>{values})")
             pattern = pattern.replace(r"\{amount\}", r"(?P<amount>\d{1,3})")
-            found.append((kind, re.compile(rf"(?<![\w+#]){pattern}(?![\w+#])", re.IGNORECASE)))
+            found.append((kind, re.compile(rf"(?<!\w){pattern}(?![\w+#])", re.IGNORECASE)))
     return found
 
 
