@@ -83,7 +83,9 @@ class Connection:
             return
 
     def close(self) -> None:
-        """End the supervisor and all guests, and wait until they are gone."""
+        """End the supervisor and all guests, and wait until they are gone. Nothing the second time."""
+        if self._closed:
+            return
         self._closed = True
         self.socket.close()
         if self._process is not None:

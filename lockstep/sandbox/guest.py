@@ -24,7 +24,6 @@ CODE, REPORT, CHANNEL, FILES = 3, 4, 5, 6  # descriptors of a guest besides its 
 _LONG_LIVED = 200
 _ABOVE_PLACES = 10
 _OPEN_FILES = 128
-_NICENESS = 5
 _STACK_BYTES = 8 << 20
 _SESSION_CPU_S = 3600
 
@@ -103,14 +102,12 @@ def limit(limits: Limits, *, base_bytes: int, tasks: int, session: bool) -> None
 
 
 def own_group(proc: int) -> None:
-    """A process group that seccomp lets no descendant leave, the first to be killed when memory is short, and low
-    priority."""
+    """A process group that seccomp lets no descendant leave, and the first to be killed when memory is short."""
     os.setpgid(0, 0)
     native.prctl(native.PR_SET_PDEATHSIG, signal.SIGKILL)
     score = os.open("self/oom_score_adj", os.O_WRONLY, dir_fd=proc)
     os.write(score, b"1000")
     os.close(score)
-    os.nice(_NICENESS)
 
 
 def become_nobody() -> None:
@@ -160,6 +157,7 @@ def enter(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    gc.freeze()  # what was made since the supervisor's own start is not this guest's garbage
     gc.enable()
     own_group(proc)
     place_descriptors(given)

@@ -83,7 +83,10 @@ class Outcome:
 
 
 class Session(Protocol):
-    """An interpreter that keeps its state between the runs of one trajectory; one run at a time."""
+    """An interpreter that keeps its state between the runs of one trajectory; one run at a time.
+
+    Between runs all its processes are stopped: a thread that a run left goes on with the next run.
+    """
 
     async def run(self, code: str, *, time_s: float | None = None) -> Outcome:
         """Run `code` with the names that earlier runs left. time_s: this run's own limit. Raises SandboxFailure."""

@@ -18,7 +18,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from lockstep.sandbox import guest, landlock, namespaces, native, seccomp, watch, wire
+from lockstep.sandbox import guest, landlock, namespaces, native, script, seccomp, watch, wire
 from lockstep.sandbox.runtime import Runtime, find_runtime
 from lockstep.sandbox.scratch import remove_folder
 from lockstep.sandbox.supervisor import BecomeGuest, Supervisor
@@ -129,6 +129,7 @@ def _supervise(settings: Settings, runtime: Runtime, control: socket.socket, end
         search=runtime.search,
         hidden=_hidden(runtime, settings),
     )
+    script.forget_supervisor()
     wire.send(control, {"ready": settings.tier})
     supervisor.serve()
     os._exit(0)

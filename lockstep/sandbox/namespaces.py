@@ -1,19 +1,16 @@
 """The namespaces tier: a world of its own for the supervisor, and in it one for each call.
 
 The supervisor is process 1 of a process-id namespace inside a user namespace: when it dies, so does everything below.
-Its root is a small read-only tree of the runtime. A call's *keeper* is process 1 of another process-id namespace with
-its own mounts and a fresh size-limited scratch; the guest is the keeper's child, in a user namespace of its own in
-which nobody is anybody (so that RLIMIT_NPROC counts this call alone). Network, SysV IPC and host name are empty
-namespaces shared by all calls, which seccomp lets no call use.
+Its root is a small read-only tree of the runtime. A guest is forked into a process-id namespace that no other guest is
+in (see `keeper`), has mounts of its own with a fresh size-limited scratch, and a user namespace of its own in which
+nobody is anybody (so that RLIMIT_NPROC counts this call alone). Network, SysV IPC and host name are empty namespaces
+shared by all calls, which seccomp lets no call use.
 """
 
 from __future__ import annotations
 
 import os
-import resource
-import struct
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Sequence
 
 from lockstep.sandbox import native
 from lockstep.sandbox.runtime import Runtime
@@ -29,7 +26,6 @@ _WORLD = (
     | native.CLONE_NEWIPC
     | native.CLONE_NEWUTS
 )
-ENDED = struct.Struct("=cid")  # b"S", the guest's wait status, its processor seconds
 
 
 def leave_world(runtime: Runtime) -> dict[str, int]:
@@ -122,20 +118,8 @@ def _show(target: str, descriptor: int, *, folder: bool, device: bool) -> None:
     native.make_read_only(target, devices=device)
 
 
-def fork_into_new_pids(home: int) -> int:
-    """os.fork, the child being process 1 of a new process-id namespace. home: descriptor of this process's own."""
-    native.unshare(native.CLONE_NEWPID)
-    pid = -1
-    try:
-        pid = os.fork()
-        return pid
-    finally:
-        if pid != 0:
-            native.setns(home, native.CLONE_NEWPID)
-
-
 def mount_scratch(files_bytes: int, max_files: int) -> None:
-    """In a call's keeper: its own mounts, with an empty scratch (and shared memory) under one limit of bytes and
+    """In a guest: its own mounts, with an empty scratch (and shared memory) under one limit of bytes and
     files. The three extra files are the tmpfs's own folders."""
     native.unshare(native.CLONE_NEWNS)
     flags = native.MS_NOSUID | native.MS_NODEV | native.MS_NOEXEC
@@ -144,26 +128,3 @@ def mount_scratch(files_bytes: int, max_files: int) -> None:
         os.mkdir(f"{_CALL}/{name}", 0o700)
         native.mount(f"{_CALL}/{name}", place, None, native.MS_BIND)
     native.umount(_CALL)
-
-
-def keep(report: int, become_guest: Callable[[], None]) -> bool:
-    """In a call's keeper: start the guest, wait for it, report how it ended, and end (which ends all its processes).
-
-    Returns True in the guest. Signals that the guest sends to process 1 do nothing: they are ignored or unhandled.
-    """
-    guest = os.fork()
-    if guest == 0:
-        become_guest()
-        return True
-    _wait_and_report(guest, report)
-
-
-def _wait_and_report(guest: int, report: int) -> NoReturn:
-    os.dup2(report, 0)
-    native.close_from(1)  # or a session's channel would not end with the guest's own
-    while True:
-        pid, status, _ = os.wait4(-1, 0)
-        if pid == guest:
-            used = resource.getrusage(resource.RUSAGE_CHILDREN)
-            os.write(0, ENDED.pack(b"S", status, used.ru_utime + used.ru_stime))
-            os._exit(0)

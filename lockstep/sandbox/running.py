@@ -10,17 +10,20 @@ from dataclasses import dataclass
 
 from lockstep.sandbox import wire
 from lockstep.sandbox.interface import Limits
+from lockstep.sandbox.keeper import Keeper
 
 _MOST_TO_DIE_S = 10.0
 
 
 @dataclass(slots=True, kw_only=True)
 class Running:
-    """A call, or a session, between its fork and its end. pid: of the keeper (namespaces) or the guest (Landlock)."""
+    """A call, or a session, between its fork and its end. pid: of the guest. keeper: None in the Landlock tier. status,
+    cpu_s: of the guest, once it is reaped."""
 
     number: int
     pid: int
     pidfd: int
+    keeper: Keeper | None
     report: int
     limits: Limits
     slot: int
@@ -35,6 +38,10 @@ class Running:
     run_started: float = 0.0
     run_cpu_s: float = 0.0
     killed_cpu_s: float = 0.0
+    stopped: bool = False
+    status: int = 0
+    cpu_s: float = 0.0
+    time_s: float = 0.0
 
 
 def reap(pid: int) -> tuple[int, float]:
@@ -67,6 +74,17 @@ def kill_group(leader: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def set_stopped(session: Running, stopped: bool) -> None:
+    """Stop all processes of a session between its runs, or let them go on: nothing else bounds their time then."""
+    if session.stopped == stopped:
+        return
+    session.stopped = stopped
+    if session.keeper is not None:
+        session.keeper.set_stopped(stopped)
+    else:
+        os.killpg(session.pid, signal.SIGSTOP if stopped else signal.SIGCONT)
 
 
 def group_of(pid: int) -> int:

@@ -23,6 +23,13 @@ NAME = "<script>"
 _FLUSH_FAILED = 120  # Python's own exit code when a standard stream cannot be flushed
 
 
+def forget_supervisor() -> None:
+    """Take the sandbox's own modules out of sys.modules, once before the first fork: to look through the names in each
+    guest copies the pages of hundreds of them (1 ms of processor time a call)."""
+    for name in [name for name in sys.modules if name == "lockstep" or name.startswith("lockstep.")]:
+        del sys.modules[name]
+
+
 def prepare(search: Sequence[str], hidden: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Make this interpreter look freshly started in an empty folder; the names of its `__main__`.
 
@@ -34,13 +41,12 @@ def prepare(search: Sequence[str], hidden: Sequence[tuple[str, str]]) -> dict[st
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
     sys.argv, sys.orig_argv = [NAME], [NAME]
     sys.path[:] = [os.getcwd(), *search]
-    for name in [name for name in sys.modules if name == "lockstep" or name.startswith("lockstep.")]:
-        del sys.modules[name]
     main = types.ModuleType("__main__")
     main.__builtins__ = builtins  # type: ignore[attr-defined]
     sys.modules["__main__"] = main
     if (random := sys.modules.get("numpy.random")) is not None:
-        random.seed()  # or every call would draw the same numbers
+        # or every call would draw the same numbers; a number from here is three times as fast as none
+        random.seed(int.from_bytes(os.urandom(4), "little"))
 
     def show(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
         text = "".join(traceback.format_exception(kind, error, trace))

@@ -16,9 +16,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from lockstep.sandbox import guest, namespaces, script, watch, wire
+from lockstep.sandbox import guest, keeper, namespaces, script, watch, wire
 from lockstep.sandbox.interface import Limits
-from lockstep.sandbox.running import Running, close_all, group_of, kill_group, reap, reap_group
+from lockstep.sandbox.running import Running, close_all, group_of, kill_group, reap, reap_group, set_stopped
 from lockstep.sandbox.scratch import make_folder, remove_folder
 
 _WATCH_EVERY_S, _WATCH_IDLE_EVERY_S = 0.05, 1.0
@@ -73,6 +73,8 @@ class Supervisor:
         self._running: dict[int, Running] = {}
         self._armed: dict[int, float] = {}
         self._by_pidfd: dict[int, Running] = {}
+        self._by_line: dict[int, Running] = {}  # ended, and what they left is being killed
+        self._idle_keepers: list[keeper.Keeper] = []
         self._base_private = watch.private_bytes_of_self(proc)
         self._user_tasks, self._counted = 0, -1e9
         self._poll = select.poll()
@@ -90,17 +92,17 @@ class Supervisor:
                     return self._end_all()
                 elif (ended := self._by_pidfd.get(descriptor)) is not None:
                     self._finish(ended)
+                elif (swept := self._by_line.get(descriptor)) is not None:
+                    self._swept(swept)
             self._enforce(time.monotonic())
             while self._waiting and self._slots:
                 self._start(*self._waiting.popleft())
 
     def _patience_ms(self) -> float | None:
-        """Until the next deadline or look; None when nothing runs."""
-        if not self._running:
-            return None
-        now = time.monotonic()
-        soonest = min(min(call.deadline, call.look_again) for call in self._running.values())
-        return max(0.0, soonest - now) * 1000 + 1
+        """Until the next deadline, look, or end of an idle keeper; None when nothing is due."""
+        due = [min(call.deadline, call.look_again) for call in self._running.values()]
+        due += [idle.idle_since + keeper.IDLE_S for idle in self._idle_keepers[:1]]
+        return max(0.0, min(due) - time.monotonic()) * 1000 + 1 if due else None
 
     def _listen(self) -> bool:
         message, descriptors = wire.receive(self._control)
@@ -129,9 +131,11 @@ class Supervisor:
         session.run_cpu_s = watch.cpu_s(self._proc, self._pids(session))
         session.deadline = session.run_started + self._armed.pop(session.number)
         session.look_again = session.run_started + _WATCH_EVERY_S
+        set_stopped(session, False)
 
     def _disarm(self, session: Running) -> None:
         """A run of a session has ended."""
+        set_stopped(session, True)
         session.deadline = float("inf")
         time_s = time.monotonic() - session.run_started
         cpu_s = max(0.0, watch.cpu_s(self._proc, self._pids(session)) - session.run_cpu_s)
@@ -156,13 +160,19 @@ class Supervisor:
         scratch = namespaces.SCRATCH if self._namespaces else f"{self._folder}/{number}"
         report, told = os.pipe2(os.O_CLOEXEC)
         started = time.monotonic()
+        kept = None
         try:
             tasks = self._nproc(limits)
-            if not self._namespaces:
+            if self._namespaces:
+                kept = self._idle_keepers.pop() if self._idle_keepers else keeper.start(self._home, self._proc)
+                pid = kept.fork(self._home)
+            else:
                 make_folder(scratch, user)
-            pid = namespaces.fork_into_new_pids(self._home) if self._namespaces else os.fork()
+                pid = os.fork()
         except OSError as error:
             close_all([report, told, *descriptors])
+            if kept is not None:
+                kept.end()
             if not self._namespaces:
                 remove_folder(scratch)
             self._slots.append(slot)
@@ -174,11 +184,14 @@ class Supervisor:
             self._enter(given, limits, scratch, user, tasks, message["session"])
             raise BecomeGuest(self._search, self._hidden, message["session"])
         close_all([told, *descriptors])
+        if not self._namespaces:
+            os.setpgid(pid, pid)  # the child does it as well: whoever is first, a kill finds the group
         call = Running(
             number=number,
             pid=pid,
-            pidfd=os.pidfd_open(pid),
-            report=report,
+            pidfd=guest.high(os.pidfd_open(pid)),
+            keeper=kept,
+            report=guest.high(report),
             limits=limits,
             slot=slot,
             scratch=scratch,
@@ -209,18 +222,12 @@ class Supervisor:
         self, given: guest.Descriptors, limits: Limits, scratch: str, user: int | None, tasks: int, session: bool
     ) -> None:
         """In the forked child: become the guest, or say why not and end."""
-
-        def become() -> None:
-            guest.enter(
-                given, self._cell, limits, proc=self._proc, scratch=scratch, user=user, tasks=tasks, session=session
-            )
-
         try:
             if self._namespaces:
                 namespaces.mount_scratch(limits.files_bytes, limits.max_files)
-                namespaces.keep(given.report, become)
-            else:
-                become()
+            guest.enter(
+                given, self._cell, limits, proc=self._proc, scratch=scratch, user=user, tasks=tasks, session=session
+            )
         except BaseException as error:  # a forked child must never go on as its parent
             guest.tell_failure(given.report, error)
 
@@ -241,6 +248,8 @@ class Supervisor:
                 idle = call.deadline == float("inf")  # a session between runs
                 call.look_again = now + (_WATCH_IDLE_EVERY_S if idle else _WATCH_EVERY_S)
                 self._look(call)
+        while self._idle_keepers and self._idle_keepers[0].idle_since + keeper.IDLE_S <= now:
+            self._idle_keepers.pop(0).end()
 
     def _look(self, call: Running) -> None:
         """Kill a call whose processes together are over a limit that the kernel holds only for each."""
@@ -257,9 +266,10 @@ class Supervisor:
 
     def _pids(self, call: Running) -> list[int]:
         """All processes of a call, in the numbers of /proc."""
-        if self._namespaces:
+        if call.keeper is not None:
             call.outer_pid = call.outer_pid or watch.outer_pid(self._proc, call.pidfd)
-            return watch.descendants(self._proc, call.outer_pid)[1:]
+            own = watch.descendants(self._proc, call.outer_pid)
+            return own + watch.descendants(self._proc, call.keeper.outer_pid)[1:]
         orphans = [pid for pid in watch.children_of_self(self._proc) if pid != call.pid and group_of(pid) == call.pid]
         return [pid for root in (call.pid, *orphans) for pid in watch.descendants(self._proc, root)]
 
@@ -267,37 +277,53 @@ class Supervisor:
         """End all its processes: the keeper's end ends its namespace; seccomp keeps a Landlock guest's in its group."""
         call.cause = call.cause or cause
         call.deadline = float("inf")
-        if self._namespaces:  # the kernel does not count what dies with its namespace
+        if call.keeper is not None:  # the kernel does not count what dies with its namespace
             call.killed_cpu_s = watch.cpu_s(self._proc, self._pids(call))
+            call.keeper.kill()
+            return
         os.kill(call.pid, signal.SIGKILL)
-        if not self._namespaces:
-            kill_group(call.pid)
+        kill_group(call.pid)
 
     def _finish(self, call: Running) -> None:
-        """Its first process has ended: nothing of it may stay, and the trainer is told."""
+        """Its first process has ended: nothing of it may stay."""
         self._poll.unregister(call.pidfd)
-        time_s = time.monotonic() - call.started
-        if not self._namespaces:
-            kill_group(call.pid)
-        status, cpu_s = reap_group(call.pid) if not self._namespaces else reap(call.pid)
-        told = os.read(call.report, 4096)
-        close_all([call.report, call.pidfd])
+        call.time_s = time.monotonic() - (call.run_started if call.session else call.started)
         del self._running[call.number], self._by_pidfd[call.pidfd]
-        if not self._namespaces:
-            remove_folder(call.scratch)
+        os.close(call.pidfd)
+        if call.keeper is not None:
+            call.status, call.cpu_s = reap(call.pid)
+            call.keeper.sweep()
+            self._by_line[call.keeper.line] = call
+            self._poll.register(call.keeper.line, select.POLLIN)
+            return
+        kill_group(call.pid)
+        call.status, call.cpu_s = reap_group(call.pid)
+        remove_folder(call.scratch)
+        self._tell_end(call)
+
+    def _swept(self, call: Running) -> None:
+        """Nothing of a call is left in its keeper's namespace, or the keeper is dead and so is everything there."""
+        kept = call.keeper
+        assert kept is not None
+        del self._by_line[kept.line]
+        self._poll.unregister(kept.line)
+        call.cpu_s += kept.swept() or 0.0
+        if not kept.killed:
+            self._idle_keepers.append(kept)
+        self._tell_end(call)
+
+    def _tell_end(self, call: Running) -> None:
+        told = os.read(call.report, 4096)
+        os.close(call.report)
         self._slots.append(call.slot)
         if told.startswith(b"F"):
             text = told[1:].partition(b"\0")[0].decode("utf-8", "replace")
             wire.send(self._control, {"infra": call.number, "text": f"setup failed: {text}"})
             return
-        cause, cpu_s = call.cause, max(cpu_s, call.killed_cpu_s)
-        if told.startswith(b"S"):
-            _, status, cpu_s = namespaces.ENDED.unpack(told)
-            cause = ""
-        if call.session:
-            time_s, cpu_s = time.monotonic() - call.run_started, max(0.0, cpu_s - call.run_cpu_s)
-        end = {"end": call.number, "status": status, "cause": cause, "time_s": time_s, "cpu_s": cpu_s}
-        wire.send(self._control, end)
+        cpu_s = max(call.cpu_s, call.killed_cpu_s) - (call.run_cpu_s if call.session else 0.0)
+        killed = os.WIFSIGNALED(call.status) and os.WTERMSIG(call.status) == signal.SIGKILL
+        end = {"end": call.number, "status": call.status, "cause": call.cause if killed else ""}  # or it was faster
+        wire.send(self._control, end | {"time_s": call.time_s, "cpu_s": max(0.0, cpu_s)})
 
     def _end_all(self) -> None:
         for call in self._running.values():

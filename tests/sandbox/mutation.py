@@ -54,6 +54,14 @@ def change(folder: Path, mutation: Mutation) -> str | None:
     return None
 
 
+def end_supervisors(folder: Path) -> None:
+    """Those that a mutation keeps from ending: of this copy, and nobody else's."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"{folder}/lockstep/sandbox/start.py".encode() in (entry / "cmdline").read_bytes():
+                os.kill(int(entry.name), signal.SIGKILL)
+
+
 def run_cases(folder: Path, tier: str, names: Sequence[str]) -> dict[str, list[str]]:
     """{case: what did not hold}; {"refused": ...} where no sandbox opened; {} past the deadline."""
     command = [sys.executable, "-m", "tests.sandbox.hostile.run", tier, *names]
@@ -70,6 +78,7 @@ def run_cases(folder: Path, tier: str, names: Sequence[str]) -> dict[str, list[s
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         kill_marked(f"hostile-{process.pid}")
+        end_supervisors(folder)
     lines = text.decode().strip().splitlines()
     return json.loads(lines[-1]) if lines else {}
 

@@ -428,15 +428,16 @@ MUTATIONS: Sequence[Mutation] = (
         "l",
         [NO_GROUP_KILL],
         "orphan",
-        held_by="the wait for the group kills it too",
     ),
     *mutate(
-        "a call's process group is killed, at its end and in the wait",
+        "a process group of its own",
         "l",
-        [NO_GROUP_KILL, ("running.py", "            if not kill_group(leader):", "            if True:")],
+        [
+            ("guest.py", "    os.setpgid(0, 0)\n", ""),
+            ("supervisor.py", "            os.setpgid(pid, pid)", "            pass"),
+        ],
         "orphan",
     ),
-    *mutate("a process group of its own", "l", [("guest.py", "    os.setpgid(0, 0)\n", "")], "orphan"),
     *mutate(
         "the kernel kills guests with the supervisor, and the supervisor ends with the trainer",
         "nl",
@@ -448,7 +449,7 @@ MUTATIONS: Sequence[Mutation] = (
             ),
             (
                 "supervisor.py",
-                "        for descriptor in (control.fileno(), trainer):",
+                "        for descriptor in (control.fileno(), *ends):",
                 "        for descriptor in (control.fileno(),):",
             ),
         ],
@@ -460,7 +461,7 @@ MUTATIONS: Sequence[Mutation] = (
         [
             (
                 "supervisor.py",
-                "        for descriptor in (control.fileno(), trainer):",
+                "        for descriptor in (control.fileno(), *ends):",
                 "        for descriptor in (control.fileno(),):",
             )
         ],
@@ -491,7 +492,6 @@ MUTATIONS: Sequence[Mutation] = (
         [("guest.py", '    os.write(score, b"1000")\n', "")],
         "seen_spared_when_short",
     ),
-    *mutate("low priority", "nl", [("guest.py", "    os.nice(_NICENESS)\n", "")], "seen_at_full_priority"),
     *mutate("descriptors closed", "nl", [("guest.py", "    close_others(session)\n", "")], "scan_descriptors"),
     *mutate(
         "the setup pipe is closed before the guest's code",

@@ -46,7 +46,7 @@ def test_nothing_is_left_of_many_calls(tier, number):
     found = leftovers("many", tier, number, timeout_s=280 if number < 1000 else 3000)
     assert {kind: set(statuses) for kind, statuses in found["statuses"].items()} == EXPECTED
     assert sum(sum(statuses.values()) for statuses in found["statuses"].values()) == number
-    assert found["before"]["processes"] >= 1 and found["before"]["theirs"] != []
+    assert found["before"]["processes"] == 2 and len(found["before"]["theirs"]) == 2
     assert found["after"] == found["before"]
     assert found["at_the_end"] == found["closed"]
     assert found["closed"]["processes"] == 0

@@ -31,15 +31,6 @@ def seen_file(name: str, attempts: str, file: str, least: int) -> Case:
     return case(name, attempts, "", play=play, control=None, no_control="it is the host that looks")
 
 
-def seen_nice(name: str, attempts: str) -> Case:
-    async def play(sandbox: Sandbox) -> list[str]:
-        async with running(sandbox) as pids:
-            own, found = os.getpriority(os.PRIO_PROCESS, 0), os.getpriority(os.PRIO_PROCESS, pids[-1])
-            return [] if found > own else [f"its niceness is {found}, the trainer's {own}"]
-
-    return case(name, attempts, "", play=play, control=None, no_control="it is the host that looks")
-
-
 def is_root(status: dict[str, str]) -> str | None:
     users = {*status["Uid"].split(), *status["Gid"].split()}
     return f"users and groups {sorted(users)}" if "0" in users and os.getuid() == 0 else None
@@ -74,7 +65,6 @@ CASES = (
         lambda status: None if status["Seccomp"] == "2" else "no filter",
     ),
     seen_file("seen_spared_when_short", "is spared where the machine's memory runs out", "oom_score_adj", 1000),
-    seen_nice("seen_at_full_priority", "runs at the trainer's own priority"),
     case("set_user", "becomes root", "refused(os.setuid, 0)"),
     case("set_group", "joins root's group", "refused(os.setgid, 0)"),
     case("set_all_users", "becomes root in all three senses", "refused(os.setresuid, 0, 0, 0)"),

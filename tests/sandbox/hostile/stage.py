@@ -21,7 +21,6 @@ from tests.sandbox.hostile.case import MARK
 
 ENVIRONMENT = "LOCKSTEP_HOSTILE_TOKEN"
 PROBE = "lockstep-hostile-probe"
-SHM_KEY = 0x10C57E9
 PROJECT = Path(__file__).resolve().parents[3]
 
 
@@ -35,6 +34,7 @@ class Stage:
         self._set_files()
         self._listeners = Listeners(self.base / "socket")
         self.victim = self._start_victim()
+        self._shm_key = int.from_bytes(os.urandom(3), "big") + 1
         self._shm = self._share_memory()
         self._state = self._look()
 
@@ -51,7 +51,7 @@ class Stage:
         (everyones / "link").symlink_to(readable)
         if os.getuid() == 0:
             os.chown(self.base / "owned", self.uid, -1)
-        self._dev_shm = Path("/dev/shm") / f"{PROBE}-{os.getpid()}"
+        self._dev_shm = Path("/dev/shm") / f"{PROBE}-{self.base.name}"
         self._dev_shm.write_text(self.token)
         self._dev_shm.chmod(0o666)
 
@@ -63,7 +63,7 @@ class Stage:
     def _share_memory(self) -> int:
         libc = ctypes.CDLL(None)
         libc.shmat.restype = ctypes.c_void_p
-        number = libc.shmget(SHM_KEY, 4096, 0o1666)
+        number = libc.shmget(self._shm_key, 4096, 0o1666)
         where = libc.shmat(number, None, 0)
         ctypes.memmove(where, self.token.encode(), len(self.token))
         libc.shmdt(ctypes.c_void_p(where))
@@ -81,7 +81,7 @@ class Stage:
             "writable": str(self.base / "everyones" / "writable"),
             "link": str(self.base / "everyones" / "link"),
             "dev_shm": str(self._dev_shm),
-            "shm_key": SHM_KEY,
+            "shm_key": self._shm_key,
             "probe": PROBE,
             "project": str(PROJECT),
             "victim": self.victim.pid,
@@ -142,7 +142,7 @@ class Listeners:
             ("udp6", socket.SOCK_DGRAM, socket.AF_INET6, ("::1", 0)),
             ("unix", socket.SOCK_STREAM, socket.AF_UNIX, str(path)),
             ("unix_dgram", socket.SOCK_DGRAM, socket.AF_UNIX, f"{path}-dgram"),
-            ("abstract", socket.SOCK_STREAM, socket.AF_UNIX, f"\0{PROBE}-{os.getpid()}"),
+            ("abstract", socket.SOCK_STREAM, socket.AF_UNIX, f"\0{PROBE}-{path.parent.name}"),
         ):
             own = socket.socket(family, kind)
             own.bind(address)
@@ -277,5 +277,16 @@ def _planted() -> list[Path]:
     """Where scripts try to leave a file."""
     import numpy
 
-    places = ["/tmp", "/var/tmp", "/dev/shm", "/etc", "/", Path(os.__file__).parent, Path(numpy.__file__).parents[1]]
+    places = [
+        "/tmp",
+        "/var/tmp",
+        "/dev",
+        "/dev/shm",
+        "/etc",
+        "/",
+        "/usr",
+        "/home",
+        Path(os.__file__).parent,
+        Path(numpy.__file__).parents[1],
+    ]
     return [Path(place) for place in (*places, Path.home(), PROJECT, PROJECT / "lockstep" / "sandbox")]
