@@ -59,7 +59,7 @@ class Calls:
             idle_s=session_idle_s,
         )
         self._wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._listener = threading.Thread(target=self._listen, name="lockstep-sandbox", daemon=True)
+        self._listener = threading.Thread(target=self._listen_or_give_up, name="lockstep-sandbox", daemon=True)
         self._listener.start()
 
     def add(self, code: bytes, stdin: bytes, files: bytes | None, limits: Limits) -> Future[Outcome]:
@@ -80,6 +80,8 @@ class Calls:
                 continue
             try:
                 self._send(call)
+            except (BrokenPipeError, ConnectionResetError):
+                return  # the supervisor is dead; the listener starts another, and sends what runs again
             except OSError as error:
                 _fail(call, f"a call could not be sent: {error.strerror or error}")
 
@@ -140,6 +142,14 @@ class Calls:
         """Make the listener look again at what it waits for."""
         with contextlib.suppress(BlockingIOError):  # it is roused already
             os.write(self._waker, b"x")
+
+    def _listen_or_give_up(self) -> None:
+        """Whatever ends the listener, nobody waits for it."""
+        try:
+            self._listen()
+        except BaseException as error:
+            self._give_up(f"the sandbox's listener failed ({type(error).__name__}: {error}); open another sandbox")
+            raise
 
     def _listen(self) -> None:
         while True:

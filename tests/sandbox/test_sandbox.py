@@ -324,3 +324,22 @@ calls.close()
     finally:
         shutil.rmtree(folder)
     assert (done.stdout, done.stderr) == ("ok ['65534', 'x']  whole\n", "")
+
+
+def test_a_listener_that_fails_leaves_nobody_waiting(monkeypatch):
+    """Whatever is wrong with a message of the supervisor's."""
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)  # it is raised in the listener's thread too
+    sandbox = open_sandbox(SandboxOptions(max_concurrency=1))
+    try:
+        monkeypatch.setattr(sandbox._calls, "_hear_one", lambda: 1 // 0)
+
+        async def both():
+            runs = (sandbox.run("print(1)"), sandbox.run("print(2)"))
+            return await asyncio.wait_for(asyncio.gather(*runs, return_exceptions=True), 30)
+
+        first, second = asyncio.run(both())
+        for found in (first, second):
+            assert isinstance(found, SandboxFailure)
+            assert str(found).startswith("the sandbox's listener failed (ZeroDivisionError: ")
+    finally:
+        sandbox.close()
