@@ -25,8 +25,10 @@ from lockstep.model.routing import routers
 from lockstep.model.saving import save_model
 from lockstep.model.tiny import build_model, build_tokenizer
 from lockstep.rollout.chat import renderer_for
+from lockstep.rollout.environment import Environment, EnvironmentFault, checked_start, guarded
 from lockstep.rollout.renderer import Renderer
 from lockstep.rollout.tool import InfrastructureError
+from lockstep.rollout.trajectory import Rollout
 from lockstep.sft import demonstration_samples
 from lockstep.trainer.critic import Critic, OwnCritic, SharedCritic
 from lockstep.trainer.optimizer import Optimizer
@@ -79,16 +81,13 @@ def _prepare(run: Run, checkpoint: Path | None) -> Parts:
             f"rollout.num_prompts={run.rollout.num_prompts}: {type(environment).__name__} has {len(train_tasks)} train "
             "tasks, and no step takes one twice; lower it"
         )
-    try:
-        tools = asyncio.run(_tools(run, train_tasks[0]))
-    except InfrastructureError as error:
-        raise UserError(str(error)) from error
+    tools = asyncio.run(offered_tools(environment, train_tasks[0], run.rollout.environment_timeout_s))
     if checkpoint is None and run.model == "tiny":
         tokenizer = build_tokenizer(_texts(train_tasks, demonstrations, tools), run.tiny.vocab_size)
     else:
         tokenizer = load_tokenizer(checkpoint or run.model)
     renderer = renderer_for(tokenizer, harmony=run.harmony, chat=run.chat)
-    _check_room(run, renderer, [*train_tasks, *heldout_tasks[: run.evaluation.num_tasks]], tools)
+    check_room(run.rollout, renderer, [*train_tasks, *heldout_tasks[: run.evaluation.num_tasks]], tools)
     samples = demonstration_samples(renderer, demonstrations, tools, run.rollout.max_tokens)
     if demonstrations and not samples:
         raise ConfigError(f"rollout.max_tokens={run.rollout.max_tokens}: no demonstration is that short; raise it")
@@ -185,9 +184,19 @@ def make_learner(run: Run, model: PreTrainedModel, directory: Path, *, begun: bo
     )
 
 
-async def _tools(run: Run, task: Task) -> tuple[ToolDescription, ...]:
-    start = await run.environment.start(task)
-    await run.environment.close(start.state)
+async def offered_tools(environment: Environment, task: Task, timeout_s: float) -> tuple[ToolDescription, ...]:
+    """The tools of a task: a trajectory is begun and closed. Raises UserError when either fails or is late, so that
+    what every trajectory would meet is known before the first."""
+    name = type(environment).__name__
+    try:
+        start = await guarded(
+            f"{name}.start", lambda: environment.start(task), timeout_s=timeout_s, check=checked_start
+        )
+        await guarded(f"{name}.close", lambda: environment.close(start.state), timeout_s=timeout_s)
+    except (EnvironmentFault, InfrastructureError) as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise UserError(" ".join(str(error).split())) from error
     return start.tools
 
 
@@ -216,10 +225,11 @@ def _rendered(message: Message) -> Iterator[str]:
         yield from ["commentary", " to=assistant"]
 
 
-def _check_room(run: Run, renderer: Renderer, tasks: Sequence[Task], tools: Sequence[ToolDescription]) -> None:
+def check_room(rollout: Rollout, renderer: Renderer, tasks: Sequence[Task], tools: Sequence[ToolDescription]) -> None:
+    """Raise ConfigError when the longest prompt leaves no room for an answer."""
     longest, task = max(((len(renderer.start(t.messages, tools)), t) for t in tasks), key=lambda found: found[0])
-    if longest >= run.rollout.max_tokens:
+    if longest >= rollout.max_tokens:
         raise ConfigError(
-            f"rollout.max_tokens={run.rollout.max_tokens}: the prompt of task {task.id} has {longest} tokens "
-            f"and leaves no room for an answer; raise it above {longest + run.rollout.max_action_tokens}"
+            f"rollout.max_tokens={rollout.max_tokens}: the prompt of task {task.id} has {longest} tokens "
+            f"and leaves no room for an answer; raise it above {longest + rollout.max_action_tokens}"
         )

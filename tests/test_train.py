@@ -180,7 +180,9 @@ def test_killed_and_resumed_is_exact(finished, tmp_path):
 
 
 def test_eval_repeats_the_number(finished, capsys):
-    assert main(["eval", str(finished / "checkpoints" / "rl-000004"), "--environment", "ledger", "--threads", "1"]) == 0
+    assert (
+        main(["eval", str(finished / "checkpoints" / "rl-000004"), "--environment", str(RECIPE), "--threads", "1"]) == 0
+    )
     shown = capsys.readouterr().out
     last = read_metrics(finished)[-1]
     for key in ("success_sampled", "success_greedy", "num_tokens"):
