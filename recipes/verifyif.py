@@ -31,7 +31,7 @@ run = Run(
         optimizer=Optimizer(learning_rate=1.5e-3, warmup_steps=20, decay_share=0.4, final_share=0.0),
     ),
     num_steps=20,
-    # In the tiny tokenizer the longest prompt has 1256 tokens, the median 90, and a scripted answer at most 72.
+    # In the tiny tokenizer the longest prompt has 1404 tokens, the median 238, and a scripted answer at most 76.
     rollout=Rollout(num_prompts=4, group_size=8, max_turns=1, max_tokens=1536, max_action_tokens=128),
     optimizer=Optimizer(learning_rate=3e-4, decay_share=1.0, final_share=0.2),
     evaluation=Evaluation(num_tasks=64),

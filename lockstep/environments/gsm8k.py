@@ -85,8 +85,8 @@ def stated_answer(text: str) -> Fraction | None:
     In this order: the content of the last \boxed{...}, wherever it stands (None when another box on its line says
     something else); what follows #### in the last line; the last line. There it must be the only number, with no more
     around it than words, units, a currency or a percent sign (see `only_number`): `72`, `#### 72`, `$72.00`,
-    `72 clips` and `The answer is 72.` state 72; `71 or 72`, `36*2`, `24 + 48 = 72` and `six dozen` state nothing.
-    Units are not compared.
+    `72 clips`, `+72`, `US$72`, `72¢` and `The answer is 72.` state 72; `71 or 72`, `36*2`, `24 + 48 = 72`, `72k`,
+    `at most 72` and `six dozen` state nothing. Units are not compared, cents and dollars neither.
     """
     found = boxes(text)
     if found:

@@ -1,7 +1,8 @@
 """An installed environment package of `verifiers`, unchanged: its tasks, its tools, its conversation, its rubric.
 
 In: an environment's id, as `load_environment` takes it, and its arguments. The environment's own loop runs each
-trajectory (see verifiers_rollout.py) and its rubric scores it; Lockstep's engine samples in the place of its client.
+trajectory (see verifiers_adapter/rollout.py) and its rubric scores it; Lockstep's engine samples in the place of its
+client.
 
 Made for the interface that environment packages are written against: a module with `load_environment`, which returns a
 SingleTurnEnv, MultiTurnEnv, ToolEnv, StatefulToolEnv, EnvGroup or a class of its own on one of these, with a Rubric.

@@ -22,12 +22,14 @@ from typing import Literal
 
 from lockstep.environments.instructions.instruction import Instruction, bind
 from lockstep.environments.instructions.scripted import exercises
+from lockstep.environments.instructions.text import words
 from lockstep.rollout.environment import Split, ToolEnvironment
 from lockstep.rollout.reward import Ending, Score
 from lockstep.types import Demonstration, Message, Task
 
 FILES = {"ifeval": "input_data.jsonl", "ifbench": "IFBench_test.jsonl"}
 HELD_OUT = 5  # one row in so many
+FEW_WORDS = 5  # an answer with fewer is degenerate
 SHAPE = '{"key": 1, "prompt": "...", "instruction_id_list": ["..."], "kwargs": [{}]}'
 
 Mode = Literal["strict", "loose"]
@@ -110,6 +112,10 @@ def is_held_out(key: str) -> bool:
 class VerifyIf(ToolEnvironment):
     """Prompts with instructions that a program checks, in one turn and without tools.
 
+    Much of what is asked for is a prohibition, which an answer of nearly nothing keeps: the answer "a" to every prompt
+    earns 0.20 in the mean of all rows with `partial`. Watch the measure `degenerate`, the share of answers of fewer
+    than 5 words.
+
     Of IFEval 447 rows are trained on and 94 held out, of IFBench 240 and 60.
     """
 
@@ -148,7 +154,8 @@ class VerifyIf(ToolEnvironment):
 
     async def grade(self, ending: Ending) -> Score:
         """`followed` is the reward. Measured beside it, whatever the mode: all and share, strict and loose; the means
-        of the two `all` are IFEval's prompt-level accuracies. Only a final message is graded, never an analysis."""
+        of the two `all` are IFEval's prompt-level accuracies; and degenerate, 1 for an answer of fewer than 5 words.
+        Only a final message is graded, never an analysis."""
         reached = ending.answer is not None and ending.messages[-1].channel in ("final", None)
         answer = ending.answer if reached and ending.answer is not None else ""
         instructions: tuple[Instruction, ...] = ending.task.data["instructions"]
@@ -161,6 +168,7 @@ class VerifyIf(ToolEnvironment):
             for mode, found in followed.items()
             for name, measure in (("all", float(all(found))), ("share", sum(found) / len(found)))
         }
+        measures["degenerate"] = float(len(words(answer)) < FEW_WORDS)
         return Score(
             parts={"followed": measures[f"{self.mode}_{'share' if self.partial else 'all'}"]}, measures=measures
         )

@@ -1,9 +1,10 @@
 """A reward that a language model gives, through any address that speaks OpenAI's chat completions.
 
     judge = Judge(url="http://localhost:8000/v1", model="some-model", rubric="Is `answer` polite?")
+    polite = judge.reward("polite", weight=0.1)
 
     async def grade(self, ending):
-        return await score(ending, (Reward("correct", is_correct), judge.reward("polite", weight=0.1)))
+        return await score(ending, (Reward("correct", is_correct), polite))
 
 What is graded may try to grade itself. It reaches the judge as the string values of one JSON object in a message of its
 own, apart from the rubric, with every `<` and `[` escaped: no value can end the object, forge a field or a message, or
@@ -39,8 +40,9 @@ MAX_ANSWER_BYTES = 1 << 20
 FIRST_WAIT_S, MAX_WAIT_S = 0.5, 20.0  # before a further attempt
 MAX_ATTEMPTS_VERDICT = 2  # how often a judge may answer without a verdict
 PASSING = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # statuses that may pass
-_FENCED = re.compile(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", re.DOTALL)
 _SCORE_LINE = re.compile(r"\**score\**\s*:\**\s*(-?\d{1,9}(?:\.\d{1,9})?)\**", re.IGNORECASE)
+
+_WORDS = {"model": "which model judges", "rubric": "what it is to judge"}
 
 Shows = Callable[[Ending], Mapping[str, str]]
 
@@ -89,6 +91,9 @@ class Judge:
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or "@" in parts.netloc:
             shown = f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
             raise UserError(f"Judge(url={shown!r}): must be http(s)://HOST/PATH alone; a key goes in api_key_env")
+        for name in ("model", "rubric"):
+            if not getattr(self, name).strip():
+                raise UserError(f"Judge({name}={getattr(self, name)!r}): must not be empty; say {_WORDS[name]}")
         if not self.low < self.high or not math.isfinite(self.high - self.low):
             raise UserError(f"Judge(low={self.low}, high={self.high}): high must be above low, and both finite")
         for name in ("timeout_s", "max_concurrency", "max_tokens", "max_characters"):
@@ -97,7 +102,12 @@ class Judge:
 
     def reward(self, name: str = "judge", *, weight: float = 1.0, shows: Shows = task_and_answer) -> Reward:
         """A part of a reward: 0 for a trajectory without an answer, else the judge's score between low and high as a
-        number from 0 to 1. shows: the named texts that the judge reads of an ending."""
+        number from 0 to 1. shows: the named texts that the judge reads of an ending.
+
+        Make it once, before the run: it raises UserError for a key that is not set, which in `grade` would mask every
+        trajectory.
+        """
+        self._check_key()
 
         async def judged(ending: Ending) -> float:
             return 0.0 if ending.answer is None else await self.share(shows(ending))
@@ -107,10 +117,13 @@ class Judge:
     async def share(self, shown: Mapping[str, str]) -> float:
         """From 0 to 1. Raises InfrastructureError when the judge fails, or twice gives no verdict, and UserError for a
         key that is not set."""
-        if self.api_key_env and not os.environ.get(self.api_key_env):
-            raise UserError(f"Judge(api_key_env={self.api_key_env!r}): that environment variable is not set; set it")
+        self._check_key()
         found = await background().run(self._asked.share(self._messages(shown)))
         return (found - self.low) / (self.high - self.low)
+
+    def _check_key(self) -> None:
+        if self.api_key_env and not os.environ.get(self.api_key_env):
+            raise UserError(f"Judge(api_key_env={self.api_key_env!r}): that environment variable is not set; set it")
 
     @functools.cached_property
     def _asked(self) -> _Asked:
@@ -140,12 +153,19 @@ def verdict(text: str, low: float, high: float) -> float:
     body = text.strip()
     if not body.startswith("{"):  # a thought before the verdict, which some servers leave in the text
         body = body.rpartition("</think>")[2].strip()
-    if fenced := _FENCED.fullmatch(body):
-        body = fenced[1].strip()
+    body = _unfenced(body)
     found = _of_object(body) if body.startswith("{") else _of_last_line(body)
     if not low <= found <= high:
         raise NoVerdict(f"the score {found:g} is not from {low:g} to {high:g}")
     return found
+
+
+def _unfenced(body: str) -> str:
+    """The body without a Markdown fence around the whole of it."""
+    first, _, rest = body.partition("\n")
+    inside, ended, last = rest.rpartition("\n")
+    is_fenced = first.rstrip() in ("```", "```json") and ended and last.strip() == "```"
+    return inside.strip() if is_fenced else body
 
 
 def _of_object(body: str) -> float:

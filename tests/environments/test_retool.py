@@ -522,3 +522,24 @@ def test_the_recipe_takes_its_data_from_the_command_line(math_folders):
 def test_generated_problems_are_held_out_by_their_text_alone():
     assert not any(problem.held_out for seed in range(3) for problem in easy_problems(200, seed, held_out=False))
     assert all(problem.held_out for problem in easy_problems(50, 7, held_out=True))
+
+
+def test_more_generated_problems_than_there_are_is_told(monkeypatch):
+    monkeypatch.setattr(easy_math, "KINDS", (easy_math._sum,))
+    there_are = 48 * 50
+    held_out = sum(easy_math._sum(Fixed(a, b)).held_out for a in range(2, 50) for b in range(50, 100))
+    assert len(easy_problems(held_out, 0, held_out=True)) == held_out
+    with pytest.raises(UserError, match=f"not held out, but no more than {there_are - held_out} distinct ones"):
+        easy_problems(there_are - held_out + 1, 0, held_out=False)
+
+
+class Fixed:
+    """Draws these numbers."""
+
+    def __init__(self, *numbers):
+        self.numbers = iter(numbers)
+
+    def randint(self, low, high):
+        number = next(self.numbers)
+        assert low <= number <= high
+        return number

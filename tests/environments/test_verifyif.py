@@ -156,6 +156,8 @@ def test_responses_by_hand(id, data, tasks):
     ("response", "strict", "loose"),
     [
         ("all small", (1, 1), (1, 1)),
+        ("all small and one more", (1, 1), (1, 1)),
+        ("all four small words", (1, 1), (1, 1)),
         ("all small, with a comma", (0, 0.5), (0, 0.5)),
         ("Sure, here:\nall small", (0, 0), (1, 1)),
         ("All, big", (0, 0), (0, 0)),
@@ -174,6 +176,7 @@ def test_reward_and_measures(two, response, strict, loose):
                 "strict_share": strict[1],
                 "loose_all": loose[0],
                 "loose_share": loose[1],
+                "degenerate": len(response.split()) < 5,
             }
 
 
@@ -190,7 +193,8 @@ def test_only_a_final_message_is_graded(two):
         ([tool], False),
     ):
         given = score(make(), task, *messages, truncated=truncated)
-        assert given.parts == {"followed": 0.0} and not any(given.measures.values())
+        assert given.parts == {"followed": 0.0}
+        assert {name for name, measure in given.measures.items() if measure} == {"degenerate"}
 
 
 def test_the_splits_are_those_of_the_keys(tasks):

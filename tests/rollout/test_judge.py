@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lockstep.rollout import judge as module
-from lockstep.rollout.judge import Judge, NoVerdict, as_data, verdict
+from lockstep.rollout.judge import MAX_ANSWER_BYTES, Judge, NoVerdict, as_data, verdict
 from lockstep.rollout.reward import Ending, score
 from lockstep.rollout.tool import InfrastructureError
 from lockstep.types import Message, Task, UserError
@@ -196,6 +196,21 @@ def test_no_verdict(text):
         verdict(text, 0, 1)
 
 
+@pytest.mark.parametrize("text", ["```\n{}\n", "```json {}\n```", "```\n{}\n```x", "```\n```", "```", "x\n{}\n```"])
+def test_what_is_no_fence_is_left(text):
+    with pytest.raises(NoVerdict):
+        verdict(text.replace("{}", '{"score": 1}'), 0, 1)
+
+
+@pytest.mark.parametrize("piece", ["\n", "```\n", "\n```", " ", "```json", "*", "score: ", "\n \n"])
+def test_a_long_text_is_read_in_one_pass(piece):
+    """As long as an answer may be; time that grew with more than the length would not come to its end here."""
+    with pytest.raises(NoVerdict):
+        verdict("```\n" + piece * (MAX_ANSWER_BYTES // len(piece)) + "x", 0, 1)
+    with pytest.raises(NoVerdict):
+        verdict("```" + piece * (MAX_ANSWER_BYTES // len(piece)) + "\n```", 0, 1)
+
+
 @given(st.text(st.sampled_from('{}":,[]0123456789.-eE sScore\n`jn</thk>*'), max_size=60))
 def test_any_text_is_a_verdict_in_range_or_none(text):
     with contextlib.suppress(NoVerdict):
@@ -302,6 +317,8 @@ def test_a_key_that_is_not_set_is_told(serve, monkeypatch):
     monkeypatch.delenv("JUDGE_KEY", raising=False)
     with pytest.raises(UserError, match="that environment variable is not set"):
         asyncio.run(made(serve(200), api_key_env="JUDGE_KEY").share({}))
+    with pytest.raises(UserError, match="that environment variable is not set"):
+        made(serve(200), api_key_env="JUDGE_KEY").reward()
 
 
 def test_questions_at_once_are_limited(serve):
@@ -403,6 +420,8 @@ def test_any_text_comes_back_from_its_object(shown):
         ({"url": f"https://host/v1?key={KEY}"}, "url='https://host/v1'"),
         ({"low": 1.0, "high": 1.0}, "high must be above low"),
         ({"high": float("inf")}, "high must be above low, and both finite"),
+        ({"rubric": " "}, "rubric=' '\\): must not be empty; say what it is to judge"),
+        ({"model": ""}, "model=''\\): must not be empty"),
         ({"timeout_s": 0}, "timeout_s=0\\): must be above 0"),
         ({"max_concurrency": 0}, "max_concurrency=0"),
     ],

@@ -147,7 +147,6 @@ def test_a_call_is_answered(server, name, arguments, expected):
     [
         ("add", "{}", "Error: arguments: 'a' is a required property; arguments: 'b' is a required property."),
         ("add", '{"a": 1, "b": "2"}', "Error: b: '2' is not of type 'integer'."),
-        ("add", '{"a": 1, "b": 1e999}', "Error: arguments: a number is too large."),
         (
             "visit",
             '{"place": {"city": "Rome", "near": [{"city": 3}]}, "how": "car"}',
@@ -158,6 +157,12 @@ def test_a_call_is_answered(server, name, arguments, expected):
 )
 def test_arguments_are_checked_before_they_are_sent(local, name, arguments, text):
     assert said(local, name, arguments) == ToolResult(text=text, fault="malformed/bad_arguments")
+
+
+def test_a_number_beyond_all_is_refused(local):
+    assert said(local, "add", '{"a": 1, "b": 1e999}').fault == "malformed/bad_json"
+    with pytest.raises(BadArguments, match="a number is too large"):
+        schema.checker({})({"a": float("inf")})
 
 
 def test_a_call_that_hangs_costs_one_message_and_the_server_stays(server):
@@ -268,7 +273,7 @@ def test_a_remote_server_that_is_back_answers():
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (("no-such-program",), "MCP server no-such-program: "),
+        (("no-such-program",), "MCP server no-such-program: .*; correct its command, env or cwd$"),
         ((sys.executable, "-c", "import sys; sys.exit('not today')"), "exit code 1; it last said: not today"),
         ((sys.executable, "-c", "print('hello'); import sys; sys.stdin.read()"), "did not answer within 0.5 s"),
     ],
@@ -370,7 +375,8 @@ def test_a_server_that_refuses_is_told_in_one_line(status, monkeypatch):
         server = McpServer(url=url, headers={"Authorization": "Bearer $LOCKSTEP_TEST_SECRET"})
         with pytest.raises(InfrastructureError) as raised:
             said(server, "add")
-    assert str(raised.value) == f"MCP server {url}: answered with HTTP {status}"
+    fix = "start it, or correct its url or headers"
+    assert str(raised.value) == f"MCP server {url}: answered with HTTP {status}; {fix}"
     assert seen[0]["Authorization"] == "Bearer hidden"
     assert "hidden" not in repr(server)
 
@@ -427,6 +433,8 @@ def test_tools_are_chosen_and_named():
     [
         ({}, "give one of the two"),
         ({"command": ("a",), "url": "http://a"}, "give one of the two"),
+        ({"command": "uvx x"}, r"command='uvx x'\): write \('uvx', 'x'\)"),
+        ({"command": ("a",), "allow": "search_*"}, r"allow='search_\*'\): write \('search_\*',\)"),
         ({"url": "a:1"}, "must begin with http"),
         ({"url": "http://a", "env": {"A": "b"}}, "env=...\\) has no effect with url"),
         ({"url": "http://a", "cwd": Path()}, "cwd=...\\) has no effect with url"),
@@ -663,6 +671,58 @@ def test_a_check_refuses_what_is_nested_too_deeply():
         nested = [nested]
     with pytest.raises(BadArguments, match="nested too deeply"):
         schema.checker(tree)({"t": nested})
+
+
+def test_a_check_takes_no_longer_than_the_arguments_length():
+    """Each of these would take minutes, were patterns matched or items compared in pairs."""
+    slow = {"type": "string", "pattern": "^(a+)+$"}
+    text = "a" * 60 + "b"
+    given = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$defs": {"S": {"$schema": "https://json-schema.org/draft/2020-12/schema", **slow}},
+        "properties": {"a": slow, "b": {"$ref": "#/$defs/S"}, "c": {"$ref": "#"}, "n": {"type": "integer"}},
+        "patternProperties": {"^(a+)+$": {}},
+        "additionalProperties": False,
+    }
+    check = schema.checker(given)
+    values = {"a": text, "b": text, "c": {"a": text}, text: 1}
+    assert check(values) == values
+    with pytest.raises(BadArguments, match=r"c\.n: 'x' is not of type 'integer'"):
+        check({"c": {"n": "x"}})
+    unique = schema.checker({"properties": {"a": {"uniqueItems": True}, "b": {"uniqueItems": False}}})
+    rows = [{"number": number} for number in range(schema.MAX_ITEMS)]
+    assert unique({"a": rows, "b": [1, 1]})["a"] == rows
+    with pytest.raises(BadArguments, match="a: has an item twice"):
+        unique({"a": [{"a": 1, "b": 2}, {"b": 2, "a": 1}]})
+
+
+@pytest.mark.parametrize("values", [{"a": [0] * 501}, {"a": {"b": [[0] * 501]}}])
+def test_a_long_array_is_refused(values):
+    with pytest.raises(BadArguments, match="an array of more than 500 items"):
+        schema.checker({})(values)
+
+
+def test_long_arguments_are_refused():
+    check = schema.checker({})
+    assert check({"a": "é" * 32_700})
+    with pytest.raises(BadArguments, match="longer than 65536 bytes"):
+        check({"a": "é" * 32_768})
+
+
+def test_a_missing_package_is_named():
+    for name in ("transport", "connection", "schema"):
+        gone = "jsonschema" if name == "schema" else "mcp"
+        code = f"""
+import importlib, sys
+from lockstep.types import UserError
+sys.modules[{gone!r}] = None
+try:
+    importlib.import_module("lockstep.rollout.mcp.{name}")
+except UserError as error:
+    print(error)
+"""
+        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert told == "MCP tools need the package mcp: pip install 'lockstep-rl[mcp]'\n"
 
 
 SCHEMAS = st.recursive(

@@ -23,7 +23,6 @@ QUESTION = re.compile(r"[\s*#_]*+Question\b")
 OPTION = re.compile(r"\s*+(?:[-*+]\s++)?\(?(?:[A-Ea-e]|[1-5])[).:]")
 LABEL = re.compile(r"[\s*#_]*+Question\b[ \t]*+#?\d*[.:)*_]*+")
 DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
-SEPARATED = re.compile(r"[ \t]*,\s*")
 
 
 def character_reverse(response: str) -> bool:
@@ -80,7 +79,7 @@ def date_format_list(response: str) -> bool:
     """custom:date_format_list. Different dates as YYYY-MM-DD between commas and nothing else, all in the years of
     Napoleon's battles, and at least half of his best known battles among them. Which battles are all of them no two
     books agree on."""
-    found = SEPARATED.split(response.strip())
+    found = [text.strip() for text in response.split(",")]
     if len(found) != len(set(found)) or not all(DATE.fullmatch(text) and _is_date(text) for text in found):
         return False
     return 2 * len(BATTLE_STARTS & set(found)) >= len(BATTLE_STARTS)

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Literal
 
 from lockstep.environments.mathematics.pool import MathPool, Verdict
-from lockstep.environments.mathematics.stated import HEDGES, number_alone
+from lockstep.environments.mathematics.stated import HEDGES, number_alone, without_gaps
 from lockstep.rollout.tool import InfrastructureError
 
 MAX_CHARACTERS = 1000  # of an answer; the longest reference of MATH has 159
@@ -35,8 +35,9 @@ CLEANING = (
 EXPONENT = r"(?: ?\^ ?(?:[0-9]|\{[0-9]\}))?"
 UNIT = re.compile(rf"(?<=[0-9)}}\]a-zA-Z]) ?\\text ?\{{[^{{}}0-9]*\}}{EXPONENT}$")
 UNIT_IN_WORDS = re.compile(rf"(?<=[0-9}})])(?: [a-zA-Z]{{2,}}(?: [a-zA-Z]+)*| ?(?:cm|mm|km|kg|ft|mph)){EXPONENT}$")
+QUALIFIED = re.compile(rf"{HEDGES.pattern}|\b(?:less|more|fewer|[ap]\.?m)\b", re.IGNORECASE)  # no unit: it says more
 WORD = re.compile(r"(?:\\text ?\{ ?)?\(?([a-zA-Z]+(?: [a-zA-Z]+)*)\)?(?: ?\})?")
-IN_BASE = re.compile(r"([0-9][0-9A-F]*)_ ?\{? ?([0-9]+) ?\}?")
+IN_BASE = re.compile(r"(-?[0-9][0-9A-F]*)_ ?\{? ?([0-9]+) ?\}?")
 NAMED = re.compile(r"([a-zA-Z]) ?= ?([^=]+)")
 
 
@@ -99,13 +100,24 @@ def cleaned(text: str) -> str:
     r"""LaTeX without what only changes its looks, and without units.
 
     \dfrac is \frac; \left, thin spaces, dollar signs, degrees, x \in and a full stop go; so does \text{...} after
-    something, as in 15\text{ cm}^2.
+    something, as in 15\text{ cm}^2, unless it says another number or time of day, as in 5\text{ million}.
     """
-    text = text.strip()
+    text = without_gaps(text.strip())
     for pattern, replacement in CLEANING:
         text = pattern.sub(replacement, text)
     text = text.strip().removesuffix(".").strip()
-    return UNIT.sub("", text).strip()
+    unit = UNIT.search(text)
+    return text[: unit.start()].strip() if unit and not QUALIFIED.search(unit[0]) else text
+
+
+def _is_qualified(text: str) -> bool:
+    unit = UNIT.search(text)
+    return unit is not None and QUALIFIED.search(unit[0]) is not None
+
+
+def _said(text: str) -> str:
+    r"""A text as its letters and signs alone: 8:34\text{ p.m.} and 8:34 PM are the same."""
+    return re.sub(r"\\text|[{}. ]", "", text).casefold()
 
 
 def without_worker(answer: str, reference: str) -> bool | None:
@@ -120,13 +132,46 @@ def without_worker(answer: str, reference: str) -> bool | None:
         return False
     if _squeezed(said) == _squeezed(meant):
         return True
+    if _is_qualified(said) or _is_qualified(meant):
+        return _said(said) == _said(meant)
     words = WORD.fullmatch(said), WORD.fullmatch(meant)
     if words[0] and words[1] and (meant.startswith(r"\text") or max(len(words[0][1]), len(words[1][1])) > 1):
         return _squeezed(words[0][1]).casefold() == _squeezed(words[1][1]).casefold()
     if base := IN_BASE.fullmatch(meant):
         other = IN_BASE.fullmatch(said)
         return other.groups() == base.groups() if other else said == base[1]
+    if IN_BASE.fullmatch(said) or _otherwise_grouped(said, meant) or _is_false_equation(said, meant):
+        return False
     return _same_number(said, meant)
+
+
+def _otherwise_grouped(said: str, meant: str) -> bool:
+    r"""Whether one is a set, \{1,2\}, and the other a pair or an interval, (1,2)."""
+    return {_grouping(said), _grouping(meant)} in ({"set", "("}, {"set", "["})
+
+
+def _grouping(text: str) -> str:
+    """How several things are held together as one: 'set', '(' or '['; empty where nothing holds them all."""
+    named = NAMED.fullmatch(text)
+    text = named[2].strip() if named else text
+    if text.startswith(r"\{") and text.endswith(r"\}"):
+        return "set" if text.count(r"\{") == 1 else ""
+    if text[:1] not in ("(", "[") or text[-1:] not in (")", "]") or "," not in text:
+        return ""
+    depth = 0
+    for sign in text[:-1]:
+        depth += (sign in "([") - (sign in ")]")
+        if depth == 0:
+            return ""
+    return text[0]
+
+
+def _is_false_equation(said: str, meant: str) -> bool:
+    """Whether an answer equates two different numbers, where an equation is not what is asked for: 3=4."""
+    if "=" in meant or said.count("=") != 1:
+        return False
+    left, right = map(number_alone, said.split("="))
+    return left is not None and right is not None and left != right
 
 
 def _same_number(said: str, meant: str) -> bool | None:
@@ -138,7 +183,7 @@ def _same_number(said: str, meant: str) -> bool | None:
     reference, answer = number_alone(meant), number_alone(said)
     if reference is None:
         return None
-    if answer is None and not HEDGES.search(said):
+    if answer is None and not QUALIFIED.search(said):
         answer = number_alone(UNIT_IN_WORDS.sub("", said))
     if answer is None:
         return None

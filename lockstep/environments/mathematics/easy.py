@@ -13,9 +13,10 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lockstep.types import Message
+from lockstep.types import Message, UserError
 
 HELDOUT_SHARE = 8  # one problem in so many is held out
+MAX_IN_VAIN = 100_000  # problems drawn without a new one among them
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +62,25 @@ KINDS: tuple[Callable[[random.Random], EasyProblem], ...] = (_product, _remainde
 
 
 def easy_problems(count: int, seed: int, *, held_out: bool) -> list[EasyProblem]:
-    """The first `count` distinct problems that are, or are not, held out, in an order fixed by the seed."""
+    """The first `count` distinct problems that are, or are not, held out, in an order fixed by the seed.
+
+    Raises UserError where there are not so many: there are about 230,000, and 33,000 of them held out. Near the end
+    each new one takes long to find.
+    """
     random_ = random.Random(f"easy mathematics {seed}")
     found: dict[str, EasyProblem] = {}
+    in_vain = 0
     while len(found) < count:
         problem = random_.choice(KINDS)(random_)
-        if problem.held_out == held_out:
+        in_vain += 1
+        if problem.text not in found and problem.held_out == held_out:
             found[problem.text] = problem
+            in_vain = 0
+        if in_vain == MAX_IN_VAIN:
+            raise UserError(
+                f"{count} easy problems that are {'' if held_out else 'not '}held out, but no more than {len(found)} "
+                "distinct ones were found: lower num_train, num_heldout or num_demonstrations, or give data"
+            )
     return list(found.values())
 
 

@@ -16,13 +16,14 @@ from lockstep.rollout.background import background
 from lockstep.rollout.concurrency import cancelled
 from lockstep.rollout.mcp.transport import ServerFault
 from lockstep.rollout.tool import InfrastructureError, ToolError
+from lockstep.types import UserError
 
 try:
     import mcp_types
     from mcp.client import Client
     from mcp.shared.exceptions import MCPError
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f"MCP tools need the package {error.name!r}: install lockstep-rl[mcp]") from error
+    raise UserError("MCP tools need the package mcp: pip install 'lockstep-rl[mcp]'") from error
 
 MAX_PAGES = 100  # of a server's list of tools
 
@@ -38,7 +39,8 @@ class Connection:
     """One session with one server, from `open` to `close`.
 
     streams: makes the transport; it is given what to call with a reason when the server stops answering. name: for
-    messages. handshake: begin a session as older servers know it; over HTTP only such a session has a state.
+    messages. fix: what a user may do about a server that cannot be reached. handshake: begin a session as older servers
+    know it; over HTTP only such a session has a state.
     """
 
     def __init__(
@@ -46,11 +48,12 @@ class Connection:
         streams: Callable[[Callable[[str], None]], AbstractAsyncContextManager[tuple[Any, Any]]],
         *,
         name: str,
+        fix: str,
         handshake: bool,
         connect_timeout_s: float,
         last_words: Callable[[], str],
     ) -> None:
-        self.name, self.reason = name, ""
+        self.name, self.reason, self._fix = name, "", fix
         self._streams, self._handshake, self._last_words = streams, handshake, last_words
         self._connect_timeout_s = connect_timeout_s
         self._client: Client | None = None
@@ -100,7 +103,7 @@ class Connection:
             self._leave.set()
             self._background.closers.discard(self._close)
             if not self._ready.done():
-                self._ready.set_exception(InfrastructureError(self.failure()))
+                self._ready.set_exception(InfrastructureError(f"{self.failure()}; {self._fix}"))
                 self._ready.exception()  # it is not lost when nobody asks
 
     def _ended(self, reason: str) -> None:

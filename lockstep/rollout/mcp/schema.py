@@ -2,25 +2,30 @@
 
 The check is of the schema as the server gave it. What the model is shown says the same in the features that the
 formats can render: references are written out, alternatives are oneOf, and titles, which repeat the names, are gone.
+
+The check runs on the event loop, so its time is bounded by the length of the arguments: what is long is refused, and
+patterns, whose matching may take for ever, are the server's to check.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lockstep.rollout.tool import BadArguments
+from lockstep.types import UserError
 
 try:
     import jsonschema
     import referencing
     import referencing.exceptions
-    from jsonschema.validators import validator_for
+    from jsonschema.validators import extend, validator_for
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f"MCP tools need the package {error.name!r}: install lockstep-rl[mcp]") from error
+    raise UserError("MCP tools need the package mcp: pip install 'lockstep-rl[mcp]'") from error
 
 MAX_FAULTS, MAX_FAULT_CHARACTERS = 5, 200
+MAX_BYTES, MAX_ITEMS = 1 << 16, 500  # of all arguments as JSON; of one array in them
 MAX_PARTS = 2000  # of a schema that is shown; the rest is shown as anything
 DROPPED = ("title", "$schema", "$id", "$defs", "definitions", "$comment", "$ref", "anyOf", "allOf")
 VALUES = ("enum", "const", "default", "examples", "required")  # keywords that hold no schema
@@ -103,6 +108,36 @@ def _both(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return both
 
 
+def _unchecked(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[jsonschema.ValidationError]:
+    yield from ()
+
+
+def _unique(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[jsonschema.ValidationError]:
+    """uniqueItems in one pass; 1 and 1.0, which are equal, are left to the server."""
+    items = [json.dumps(item, sort_keys=True) for item in instance] if value and isinstance(instance, list) else []
+    if len(set(items)) < len(items):
+        yield jsonschema.ValidationError("has an item twice")
+
+
+def _undeclared(part: Any) -> Any:
+    """A schema without $schema, which would bring the checks of patterns back, and without what only patterns tell
+    apart."""
+    if isinstance(part, list):
+        return [_undeclared(one) for one in part]
+    if not isinstance(part, dict):
+        return part
+    dropped = {"$schema"} if isinstance(part.get("$schema"), str) else set()
+    if isinstance(part.get("patternProperties"), dict):
+        dropped |= {"patternProperties", "additionalProperties", "unevaluatedProperties"}
+    return {key: value if key in VALUES else _undeclared(value) for key, value in part.items() if key not in dropped}
+
+
+def _has_long_array(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_long_array, value.values()))
+    return isinstance(value, list) and (len(value) > MAX_ITEMS or any(map(_has_long_array, value)))
+
+
 def checker(schema: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
     """A check for Tool: the arguments as they are, or BadArguments that says which are wrong. References out of the
     schema are not fetched. Raises ValueError when the schema is none."""
@@ -111,11 +146,15 @@ def checker(schema: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Mapping[
         kind.check_schema(dict(schema))
     except jsonschema.SchemaError as error:
         raise ValueError(_line(error.message)) from error
-    validator: Any = kind(schema, registry=referencing.Registry())
+    bounded: Any = extend(kind, {"pattern": _unchecked, "uniqueItems": _unique})
+    validator = bounded(_undeclared(dict(schema)), registry=referencing.Registry())
 
     def check(values: Mapping[str, Any]) -> Mapping[str, Any]:
         try:
-            json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
+            if len(json.dumps(values, ensure_ascii=False, allow_nan=False).encode()) > MAX_BYTES:
+                raise BadArguments(f"arguments: longer than {MAX_BYTES} bytes")
+            if _has_long_array(values):
+                raise BadArguments(f"arguments: an array of more than {MAX_ITEMS} items")
             faults = list(_first(validator.iter_errors(values), MAX_FAULTS))
         except UnicodeEncodeError:
             raise BadArguments("arguments: a text has half a surrogate pair, which is no character") from None

@@ -13,6 +13,7 @@ import functools
 import inspect
 import os
 import re
+import shlex
 import string
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -64,6 +65,10 @@ class McpServer:
     """Calls at once, over all trajectories."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.command, str) and self.command:
+            raise UserError(f"McpServer(command={self.command!r}): write {tuple(shlex.split(self.command))!r}")
+        if isinstance(self.allow, str):
+            raise UserError(f"McpServer(allow={self.allow!r}): write {(self.allow,)!r}")
         if bool(self.command) == bool(self.url):
             raise UserError(f"McpServer(command={self.command!r}, url={self.url!r}): give one of the two")
         if self.url and not self.url.startswith(("http://", "https://")):
@@ -124,6 +129,7 @@ class McpServer:
         return Connection(
             streams,
             name=self.name,
+            fix="correct its command, env or cwd" if self.command else "start it, or correct its url or headers",
             handshake=self.per_trajectory and bool(self.url),
             connect_timeout_s=self.connect_timeout_s,
             last_words=lambda: _last_line(stderr),

@@ -18,6 +18,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from lockstep.types import UserError
+
 try:
     import anyio
     import httpx2
@@ -27,7 +29,7 @@ try:
     from mcp.shared.message import SessionMessage
     from pydantic import ValidationError
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f"MCP tools need the package {error.name!r}: install lockstep-rl[mcp]") from error
+    raise UserError("MCP tools need the package mcp: pip install 'lockstep-rl[mcp]'") from error
 
 MAX_ANSWER_BYTES = 8 << 20
 MAX_EVENT_BYTES = 1_000_000  # of one in an event stream; httpx2 takes no more than 1 MiB and would not say so

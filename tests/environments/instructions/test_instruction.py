@@ -1,6 +1,9 @@
 # ruff: noqa: RUF001 - letters of other scripts are what some of this is about
 """Binding rows to checkers, the loose variants, and checkers on whatever a model may write."""
 
+import gc
+import time
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -83,13 +86,38 @@ LONG += [
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("piece", LONG)
-def test_a_long_response_takes_no_longer_than_its_length(piece):
-    """A checker whose time grew with the square of the length would not come to its end here."""
-    response = piece * (100_000 // len(piece))
-    for instruction in INSTRUCTIONS:
+SHAPES = [("", piece, "") for piece in LONG]
+SHAPES += [("a", " ", "b"), ("a,", " ", "b"), ("a", "\t", ","), ("a", "\n", "b"), ("a", "*", "b"), ("(", "a", "]")]
+SHAPES += [
+    ("```", "\n", "x"),
+    ('"', "a ", "'"),
+    ("a", "-", "b"),
+    ("<<", "a ", ">"),
+    ("Question", " ", "A"),
+    ("1", " ", "."),
+]
+
+
+def cpu_s(instruction, response) -> float:
+    gc.disable()  # one collection of all that the suite holds takes longer than most checks
+    try:
+        before = time.process_time()
         instruction.followed(response)
+        return time.process_time() - before
+    finally:
+        gc.enable()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("start", "piece", "end"), SHAPES)
+def test_a_long_response_takes_no_longer_than_its_length(start, piece, end):
+    """Processor time at a length and at four times of it: linear time grows by 4, quadratic by 16. What takes less
+    than a tenth of a second for 100,000 characters is linear enough."""
+    short, long = (start + piece * (size // len(piece)) + end for size in (25_000, 100_000))
+    for instruction in INSTRUCTIONS:
+        assert cpu_s(instruction, long) < 0.1 or min(cpu_s(instruction, long) for _ in range(3)) < 8 * max(
+            0.02, min(cpu_s(instruction, short) for _ in range(3))
+        ), instruction.id
 
 
 def test_variants_are_the_eight():

@@ -131,11 +131,14 @@ def no_processes(monkeypatch):
     python_tool.close_sandboxes()
 
 
-async def trajectory(environment, task, turns, truncated) -> None:
+async def trajectory(environment, task, turns, truncated) -> int:
+    """Gives how many actions were answered."""
+    steps = 0
     start = await environment.start(task)
     messages = list(start.messages)
     for action in turns:
         step = await environment.step(start.state, action)
+        steps += 1
         messages += [*action, *step.messages]
         called = sum(message.recipient is not None for message in action)
         assert (step.done, len(step.messages)) == (called == 0, called)
@@ -149,23 +152,24 @@ async def trajectory(environment, task, turns, truncated) -> None:
     if truncated or messages[-1].role != "assistant" or messages[-1].recipient is not None:
         assert score.parts["correct"] == 0.0
     await environment.close(start.state)
+    return steps
 
 
-def check(environment, reference, turns, truncated) -> None:
+def check(environment, reference, turns, truncated) -> int:
     data = {"answer": reference.replace(",", "") if isinstance(environment, GSM8K) else reference}
-    asyncio.run(trajectory(environment, Task(id="fuzz", messages=(), data=data), turns, truncated))
+    steps = asyncio.run(trajectory(environment, Task(id="fuzz", messages=(), data=data), turns, truncated))
     assert not Path(MARKER).exists() and MARKER not in math_answers.os.environ
+    return steps
 
 
-GSM8K_LIKE = [GSM8K(data=Path("none")), GSM8K(data=Path("none"), calculator=False)]
-everything = given(
-    st.one_of(
-        st.tuples(st.sampled_from(GSM8K_LIKE), st.sampled_from(ANSWERS[:3])),
-        st.tuples(st.sampled_from([ReTool(), ReTool(scoring="exact")]), st.sampled_from(ANSWERS)),
+FAMILIES = {
+    "gsm8k": st.tuples(
+        st.sampled_from([GSM8K(data=Path("none")), GSM8K(data=Path("none"), calculator=False)]),
+        st.sampled_from(ANSWERS[:3]),
     ),
-    st.lists(actions, min_size=1, max_size=3),
-    st.booleans(),
-)
+    "retool": st.tuples(st.sampled_from([ReTool(), ReTool(scoring="exact")]), st.sampled_from(ANSWERS)),
+}
+turns_of_actions = st.lists(actions, min_size=1, max_size=3)
 
 
 def fuzz(cases: int):
@@ -174,16 +178,25 @@ def fuzz(cases: int):
 
 
 @fuzz(600)
-@everything
+@given(st.one_of(*FAMILIES.values()), turns_of_actions, st.booleans())
 def test_garbage_never_raises_out_of_the_boundary(place, turns, truncated):
     check(*place, turns, truncated)
 
 
 @pytest.mark.slow
-@fuzz(14_000)
-@everything
-def test_much_garbage_never_raises_out_of_the_boundary(place, turns, truncated):
-    check(*place, turns, truncated)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_much_garbage_never_raises_out_of_the_boundary(family):
+    """20,000 trajectories of each family, of at least as many actions."""
+    steps = 0
+
+    @fuzz(20_000)
+    @given(FAMILIES[family], turns_of_actions, st.booleans())
+    def run(place, turns, truncated):
+        nonlocal steps
+        steps += check(*place, turns, truncated)
+
+    run()
+    assert steps >= 20_000
 
 
 @fuzz(1400)
