@@ -3,7 +3,7 @@
     lockstep train recipes/from_verifiers.py --data ../shared/data/gsm8k
     lockstep train recipes/from_verifiers.py --data ../shared/data/gsm8k --model FOLDER_OR_ID
 
-Needs torch, verifiers and the environment's package in one Python: `pip install 'lockstep-rl[verifiers]' PACKAGE`. Here
+Needs torch, verifiers and the environment's package in one Python: `pip install 'verifiers<0.4' PACKAGE`. Here
 that is the example of Lockstep's own tests, GSM8K's problems with two tools: `pip install --no-deps
 tests/environments/verifiers/example`. For another, write its id and its arguments in a copy of this file.
 

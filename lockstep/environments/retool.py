@@ -83,7 +83,9 @@ class ReTool(ToolEnvironment):
 
     def __post_init__(self) -> None:
         if importlib.util.find_spec("math_verify") is None:
-            raise UserError("ReTool compares answers with math-verify: install it with pip install 'lockstep-rl[math]'")
+            raise UserError(
+                "ReTool compares answers with math-verify: install it with pip install 'math-verify[antlr4_13_2]'"
+            )
         if self.heldout is not None and self.data is None:
             raise UserError(f"heldout={self.heldout} without data: give the training problems too: --environment.data")
 

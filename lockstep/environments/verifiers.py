@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from lockstep.environments.verifiers_adapter.rollout import Conversation
 
 OLDEST, TOO_NEW = (0, 1, 14), (0, 4)
-INSTALL = "pip install 'lockstep-rl[verifiers]', or 'verifiers>=0.1.14,<0.4'"
+INSTALL = "pip install 'verifiers>=0.1.14,<0.4'"
 NUM_HELDOUT = 64
 REST = "unattributed"  # the part of a reward that no weighed function accounts for
 

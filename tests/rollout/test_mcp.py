@@ -722,7 +722,7 @@ except UserError as error:
     print(error)
 """
         told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        assert told == "MCP tools need the package mcp: pip install 'lockstep-rl[mcp]'\n"
+        assert told == "MCP tools need the package mcp: pip install mcp==2.0.0\n"
 
 
 SCHEMAS = st.recursive(

@@ -85,7 +85,7 @@ class _Worker:
             self.end()
             raise InfrastructureError(
                 f"the mathematics worker does not start: {said.get('failed', 'no answer')}; "
-                "install the extra: pip install 'lockstep-rl[math]'"
+                "install it: pip install 'math-verify[antlr4_13_2]'"
             )
 
     def compare(self, answer: str, reference: str) -> bool:

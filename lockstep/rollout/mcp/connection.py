@@ -23,7 +23,7 @@ try:
     from mcp.client import Client
     from mcp.shared.exceptions import MCPError
 except ModuleNotFoundError as error:
-    raise UserError("MCP tools need the package mcp: pip install 'lockstep-rl[mcp]'") from error
+    raise UserError("MCP tools need the package mcp: pip install mcp==2.0.0") from error
 
 MAX_PAGES = 100  # of a server's list of tools
 

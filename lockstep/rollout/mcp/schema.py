@@ -22,7 +22,7 @@ try:
     import referencing.exceptions
     from jsonschema.validators import extend, validator_for
 except ModuleNotFoundError as error:
-    raise UserError("MCP tools need the package mcp: pip install 'lockstep-rl[mcp]'") from error
+    raise UserError("MCP tools need the package mcp: pip install mcp==2.0.0") from error
 
 MAX_FAULTS, MAX_FAULT_CHARACTERS = 5, 200
 MAX_BYTES, MAX_ITEMS = 1 << 16, 500  # of all arguments as JSON; of one array in them

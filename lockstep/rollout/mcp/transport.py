@@ -29,7 +29,7 @@ try:
     from mcp.shared.message import SessionMessage
     from pydantic import ValidationError
 except ModuleNotFoundError as error:
-    raise UserError("MCP tools need the package mcp: pip install 'lockstep-rl[mcp]'") from error
+    raise UserError("MCP tools need the package mcp: pip install mcp==2.0.0") from error
 
 MAX_ANSWER_BYTES = 8 << 20
 MAX_EVENT_BYTES = 1_000_000  # of one in an event stream; httpx2 takes no more than 1 MiB and would not say so
