@@ -236,7 +236,7 @@ def idle_memory(sandbox: Sandbox, number: int) -> str:
     """One line: what `number` calls that do nothing take while they are in flight."""
 
     async def hold() -> tuple[int, int]:
-        standing = await settled_size(0)
+        standing = await settled_size(0, still_s=1.5)  # idle keepers of earlier calls end after a second
         before, room = memory_bytes(), available_bytes()
         calls = [asyncio.create_task(sandbox.run("import time; time.sleep(1000)")) for _ in range(number)]
         try:
@@ -257,9 +257,9 @@ def idle_memory(sandbox: Sandbox, number: int) -> str:
     )
 
 
-async def settled_size(least: int) -> int:
-    """How many processes the tree has, once it is at least so many and has not changed for 0.3 s."""
-    sizes = [-1] * 10
+async def settled_size(least: int, still_s: float = 0.3) -> int:
+    """How many processes the tree has, once it is at least so many and has not changed for so long."""
+    sizes = [-1] * round(still_s / 0.03)
     end = time.monotonic() + 60
     while sizes[-1] < least or len(set(sizes)) > 1:
         if time.monotonic() > end:

@@ -64,7 +64,7 @@ class Bandit:
 
     async def step(self, state, action):
         state.append(int(action[0].content))
-        answer = Message(role="tool", content="again")
+        answer = Message(role="tool", name="bandit", content="again")
         return Step(done=len(state) == self.num_turns, messages=(answer,))
 
     async def reward(self, state, messages, truncated):

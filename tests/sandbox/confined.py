@@ -87,11 +87,18 @@ def read_only_tmp() -> None:
 
 
 def fresh_tmp() -> None:
-    """Empty /tmp and /dev/shm of its own, except where this very Python or checkout lies below them."""
+    """Empty /tmp and /dev/shm of its own; this very Python and checkout, where they lie below, are mounted back."""
+    checkout = Path(__file__).resolve().parents[2]
     for folder in ("/tmp", "/dev/shm"):
-        if not any(Path(path).resolve().is_relative_to(folder) for path in (sys.prefix, sys.base_prefix, __file__)):
-            mount("tmpfs", folder, "tmpfs")
-            os.chmod(folder, 0o1777)
+        roots = {Path(path).resolve() for path in (sys.prefix, sys.base_prefix, checkout)}
+        kept = {path: os.open(path, os.O_PATH) for path in sorted(roots) if path.is_relative_to(folder)}
+        mount("tmpfs", folder, "tmpfs")
+        os.chmod(folder, 0o1777)
+        for path, source in kept.items():
+            if not path.exists():  # it is not within one that is mounted already
+                path.mkdir(parents=True)
+                mount(f"/proc/self/fd/{source}", str(path), "", 0x1000 | 0x4000)  # bind, recursive
+            os.close(source)
 
 
 def without_shm() -> None:

@@ -44,6 +44,7 @@ def files() -> list[str]:
     found = []
     for folder in SHARED:
         for path, folders, names in os.walk(folder, onerror=None):
+            folders[:] = [name for name in folders if not os.path.ismount(os.path.join(path, name))]
             found += [os.path.join(path, name) for name in (*folders, *names)]
     return sorted(found)
 
