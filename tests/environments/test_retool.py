@@ -207,7 +207,7 @@ def test_options_that_cannot_work_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"heldout=.* without data"):
         ReTool(heldout=tmp_path)
     monkeypatch.setattr(retool.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'lockstep-rl\[math\]'"):
+    with pytest.raises(UserError, match=r"pip install 'math-verify"):
         ReTool()
 
 

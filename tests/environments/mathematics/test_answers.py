@@ -383,7 +383,7 @@ def failing(code: str, **options) -> MathPool:
 @pytest.mark.parametrize(
     ("pool", "words"),
     [
-        (lambda: failing("import json; print(json.dumps({'failed': 'no module'}))"), "no module; install the extra"),
+        (lambda: failing("import json; print(json.dumps({'failed': 'no module'}))"), "no module; install it"),
         (lambda: failing("raise SystemExit(3)"), "it ended with 3"),
         (lambda: failing("import time; time.sleep(60)", wall_s=0.1), "within 0.1 s"),
         (lambda: MathPool(PoolOptions(num_workers=1, program=("/no/such/python",))), "cannot start"),
