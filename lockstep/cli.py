@@ -15,7 +15,7 @@ Reinforcement learning of language-model agents, trainer and engine in lockstep.
 commands:
   train RECIPE [--resume RUN] [options]    cold start, then reinforcement learning
   sft RECIPE [--resume RUN] [options]      the cold start alone, and an evaluation
-  eval CHECKPOINT [--environment NAME] [options]   success of a checkpoint on its own tasks, or on others
+  eval CHECKPOINT [--environment NAME]     success of a checkpoint, on its own tasks or on others
   plan RECIPE [options]                    what a run would need: parameters, bytes, tokens; nothing is run
   doctor sandbox                           which sandbox this machine can have, and why not a stronger one
 
