@@ -7,11 +7,11 @@ problem is held out is decided by a hash of its text, so no held-out problem can
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lockstep.environments.held_out import is_held_out
 from lockstep.environments.mathematics.arithmetic import calculation, calculator
 from lockstep.rollout.environment import Split, ToolEnvironment
 from lockstep.rollout.reward import Ending
@@ -58,8 +58,7 @@ class Problem:
 
     @property
     def held_out(self) -> bool:
-        digest = hashlib.blake2b(self.text.encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") % HELDOUT_SHARE == 0
+        return is_held_out(self.text, one_in=HELDOUT_SHARE)
 
 
 def draw_problem(random_: random.Random) -> Problem:

@@ -6,13 +6,13 @@ answer is the content of the last \boxed{...} of the final message, compared sym
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from lockstep.environments.held_out import is_held_out
 from lockstep.environments.mathematics.answers import Comparison, compared
 from lockstep.environments.mathematics.boxed import last_box
 from lockstep.environments.mathematics.easy import EasyProblem, demonstrate, easy_problems
@@ -130,7 +130,8 @@ class ReTool(ToolEnvironment):
         assert self.data is not None
         rows = read_math_rows(self.data)
         if self.heldout is None:
-            return [row for row in rows if _held_out(row.problem) == (split == "heldout")]
+            held_out = split == "heldout"
+            return [row for row in rows if is_held_out(_text(row.problem), one_in=HELDOUT_SHARE) == held_out]
         apart = read_math_rows(self.heldout)
         if split == "heldout":
             return apart
@@ -148,8 +149,3 @@ class ReTool(ToolEnvironment):
 
 def _text(problem: str) -> str:
     return " ".join(problem.split())
-
-
-def _held_out(problem: str) -> bool:
-    digest = hashlib.blake2b(_text(problem).encode("utf-8", "replace"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % HELDOUT_SHARE == 0

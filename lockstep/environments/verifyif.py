@@ -13,13 +13,13 @@ here. To compare with published numbers train on neither, and evaluate on all ro
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lockstep.environments.held_out import is_held_out
 from lockstep.environments.instructions.instruction import Instruction, bind
 from lockstep.environments.instructions.scripted import exercises
 from lockstep.environments.instructions.text import words
@@ -28,7 +28,7 @@ from lockstep.rollout.reward import Ending, Score
 from lockstep.types import Demonstration, Message, Task
 
 FILES = {"ifeval": "input_data.jsonl", "ifbench": "IFBench_test.jsonl"}
-HELD_OUT = 5  # one row in so many
+HELDOUT_SHARE = 5  # one row in so many is held out, by its key
 FEW_WORDS = 5  # an answer with fewer is degenerate
 SHAPE = '{"key": 1, "prompt": "...", "instruction_id_list": ["..."], "kwargs": [{}]}'
 
@@ -103,11 +103,6 @@ def _instructions(ids: list[str], arguments: list[dict], prompt: str, where: str
         raise ValueError(f"{where}: {error}") from error
 
 
-def is_held_out(key: str) -> bool:
-    """Whether the row with this key is of the held-out split; the same on every machine."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % HELD_OUT == 0
-
-
 @dataclass(frozen=True, kw_only=True)
 class VerifyIf(ToolEnvironment):
     """Prompts with instructions that a program checks, in one turn and without tools.
@@ -139,7 +134,7 @@ class VerifyIf(ToolEnvironment):
             _task(f"{name}/{row.key}", row.prompt, row.instructions)
             for name, path in find_files(self.data).items()
             for row in read_rows(path)
-            if is_held_out(row.key) == (split == "heldout")
+            if is_held_out(row.key, one_in=HELDOUT_SHARE) == (split == "heldout")
         ]
 
     def demonstrations(self, seed: int) -> Sequence[Demonstration]:

@@ -75,11 +75,13 @@ NO_OWN_USER = (
     "        os.setresgid(uid, uid, uid)\n        os.setresuid(uid, uid, uid)\n",
     "",
 )
-NO_GROUP_KILL = (
-    "supervisor.py",
-    "        if not self._namespaces:\n            kill_group(call.pid)\n        status, cpu_s",
-    "        status, cpu_s",
+NO_GROUP_KILL = ("supervisor.py", "        kill_group(call.pid)\n        call.status,", "        call.status,")
+NO_SWEEP = (
+    "keeper.py",
+    "            _signal_all(signal.SIGKILL)\n            _reap(0)\n",
+    "            _reap(os.WNOHANG)\n",
 )
+NO_NAMESPACE = ("keeper.py", "        native.unshare(native.CLONE_NEWPID)\n", "")
 READ_ONLY_ROOT = (
     '    native.mount("none", "/", None, native.MS_REMOUNT | native.MS_RDONLY | native.MS_NOSUID | native.MS_NODEV)\n'
 )
@@ -351,7 +353,7 @@ MUTATIONS: Sequence[Mutation] = (
     *mutate(
         "scratch is removed",
         "l",
-        [("supervisor.py", "            remove_folder(call.scratch)\n", "            pass\n")],
+        [("supervisor.py", "        remove_folder(call.scratch)\n        self._tell_end", "        self._tell_end")],
         "leave_file",
         "folder_that_resists",
     ),
@@ -373,8 +375,25 @@ MUTATIONS: Sequence[Mutation] = (
     *mutate(
         "namespaces: process ids",
         "n",
-        [("namespaces.py", "    native.unshare(native.CLONE_NEWPID)\n", "")],
+        [
+            NO_NAMESPACE,
+            ("keeper.py", "        if os.getpid() != 1:", "        if os.getpid() < 1:"),
+            ("keeper.py", "            _signal_all(signal.SIGKILL)\n", ""),
+        ],
         "kill_any_number",
+    ),
+    *mutate(
+        "what a guest leaves in its keeper's namespace is killed",
+        "n",
+        [NO_SWEEP],
+        "orphan",
+        held_by="an idle keeper ends, and its namespace with it",
+    ),
+    *mutate(
+        "what a guest leaves is killed, and idle keepers end",
+        "n",
+        [NO_SWEEP, ("keeper.py", "IDLE_S = 1.0", "IDLE_S = 1000.0")],
+        "orphan",
     ),
     *mutate(
         "namespaces: network",

@@ -6,13 +6,13 @@ problem can occur in training.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lockstep.environments.held_out import is_held_out
 from lockstep.types import Message, UserError
 
 HELDOUT_SHARE = 8  # one problem in so many is held out
@@ -29,8 +29,7 @@ class EasyProblem:
 
     @property
     def held_out(self) -> bool:
-        digest = hashlib.blake2b(self.text.encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") % HELDOUT_SHARE == 0
+        return is_held_out(self.text, one_in=HELDOUT_SHARE)
 
 
 def _product(random_: random.Random) -> EasyProblem:

@@ -12,14 +12,16 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
 from operator import and_
 
+from lockstep.environments.held_out import is_held_out
 from lockstep.environments.talent.constraints import Constraint, Preference, filters_of, liking, meets
 from lockstep.environments.talent.database import Database
-from lockstep.environments.talent.requests import Request, Split, changed, is_held_out, opening_of, query_of
+from lockstep.environments.talent.requests import Request, Split, changed, opening_of, query_of
 from lockstep.environments.talent.vocabulary import RECRUITER
 from lockstep.environments.talent.wishes import CHANGING, Wishes
 from lockstep.environments.talent.wording import MUSTS, NICE, OPENINGS, opened, preferred, write
 from lockstep.types import UserError
 
+HELDOUT_SHARE = 8  # one opening in so many is held out
 MOST_RIGHT = 10  # people who suit a request in the end
 FILTERED = ("skill", "place", "salary", "language", "open")  # kinds that a search goes by, all but a skill's years
 MOST_WISHES = 6  # hard ones that a search goes by or that make the right people few
@@ -116,7 +118,7 @@ class Drawing:
         taken = {(wish.kind, wish.value) for wish in hard}
         if any((one.constraint.kind, one.constraint.value) in taken for one in soft):
             return None
-        if is_held_out(opening_of(number, stated, soft)) != (split == "heldout"):
+        if is_held_out(opening_of(number, stated, soft), one_in=HELDOUT_SHARE) != (split == "heldout"):
             return None
         changing = random_.choice(CHANGING)
         movable = [wish for wish in hard if wish.kind == changing]

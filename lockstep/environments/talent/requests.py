@@ -6,15 +6,12 @@ whatever words, occurs in training.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from lockstep.environments.talent.constraints import Constraint, Preference
 from lockstep.environments.talent.vocabulary import written
-
-HELDOUT_SHARE = 8  # one opening in so many is held out
 
 Trigger = Literal["proposal", "profiles"]
 Split = Literal["train", "heldout"]
@@ -57,12 +54,6 @@ class Request:
 def opening_of(number: int, stated: Sequence[Constraint], soft: Sequence[Preference]) -> str:
     """See Request.opening."""
     return repr((number, sorted(stated), list(soft)))
-
-
-def is_held_out(opening: str) -> bool:
-    """Whether requests with this opening are held out."""
-    digest = hashlib.blake2b(opening.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % HELDOUT_SHARE == 0
 
 
 def changed(wishes: Sequence[Constraint], change: Constraint | None) -> tuple[Constraint, ...]:
