@@ -24,7 +24,7 @@ from lockstep.learner.report import NO_UPDATE, Report, report
 from lockstep.learner.step import Epoch, Step
 from lockstep.trainer.critic import Critic
 from lockstep.trainer.trainer import Outputs, Pass, Trainer
-from lockstep.types import Batch, Group, InvariantError, Microbatch
+from lockstep.types import Batch, Group, InvariantError, Microbatch, UserError
 
 
 class Learner:
@@ -71,8 +71,8 @@ class Learner:
             self.critic.load_state_dict(state["critic"])
 
     def update(self, groups: Sequence[Group], *, step: int) -> Report:
-        """The groups' updates, as step 0..num_steps-1. Raises InvariantError when every trajectory is masked, and when
-        an invariant breaks."""
+        """The groups' updates, as step 0..num_steps-1. Raises UserError when every trajectory is masked, InvariantError
+        when an invariant breaks."""
         state = self._begin(groups, step)
         if state is None:
             return NO_UPDATE
@@ -105,9 +105,9 @@ class Learner:
         if not found.samples:
             errors = [t.error or self._baseline_error(group) for group in groups for t in group.trajectories]
             if all(errors):
-                raise InvariantError(
-                    f"nothing to train on in this step: all {len(errors)} trajectories are masked; the first says: "
-                    f"{next(iter(errors), 'there is none')}"
+                raise UserError(
+                    f"nothing to train on in this step: all {len(errors)} trajectories are masked; mend what the first "
+                    f"says and go on with --resume: {next(iter(errors), 'there is none')}"
                 )
             return None
         parts = found.deal(self.algorithm.minibatches, seed=self._seed(step))

@@ -31,7 +31,7 @@ from lockstep.learner.learner import Learner
 from lockstep.trainer.critic import OwnCritic, SharedCritic
 from lockstep.trainer.optimizer import Optimizer
 from lockstep.trainer.trainer import Trainer
-from lockstep.types import Group, InvariantError
+from lockstep.types import Group, InvariantError, UserError
 from tests.learner.made import LONG, ONE, REWRITTEN, Probe, made_groups
 
 UNCORRECTED = Correction(weights=None)
@@ -862,7 +862,7 @@ def test_what_masks_and_covariances_take_is_reported(small, on_policy):
 def test_a_step_without_any_greedy_baseline_stops_the_run(small, on_policy):
     lost = [dataclasses.replace(g, baseline=dataclasses.replace(g.baseline, error="down")) for g in on_policy]
     probe = Probe(small, Algorithm(advantages=ReMax(), loss=PolicyGradient()))
-    with pytest.raises(InvariantError, match=r"nothing to train on in this step.*the first says: down"):
+    with pytest.raises(UserError, match=r"nothing to train on in this step.* --resume: down"):
         probe.update(lost)
     Probe(small, Algorithm()).update(lost)  # who needs none
 

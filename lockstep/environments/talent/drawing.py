@@ -25,7 +25,8 @@ HELDOUT_SHARE = 8  # one opening in so many is held out
 MOST_RIGHT = 10  # people who suit a request in the end
 FILTERED = ("skill", "place", "salary", "language", "open")  # kinds that a search goes by, all but a skill's years
 MOST_WISHES = 6  # hard ones that a search goes by or that make the right people few
-MOST_DRAWS = 2000  # for each request that is wanted
+MOST_DRAWS = 2000  # for each request, on average
+PATIENCE = 10  # so many requests' draws before the first
 MOST_TRIES = 16  # at a request with the same hard wishes
 
 
@@ -269,13 +270,15 @@ def drawn(database: Database, shape: Shape, split: Split, count: int, stream: st
     """
     random_, drawing = random.Random(f"recruiter {stream}"), drawing_on(database, shape)
     found: dict[str, Request] = {}
-    for _ in range(MOST_DRAWS * (count + 10)):
-        if len(found) == count:
-            return list(found.values())
+    draws = 0
+    while len(found) < count and draws < MOST_DRAWS * (len(found) + PATIENCE):
+        draws += 1
         request = drawing.draw(random_, split, changes=len(found) % 2 == 1)
         if request is not None:
             found.setdefault(repr((request.opening, sorted(request.hidden), request.change)), request)
-    raise UserError(
-        f"environment.num_people={database.population.num_people}: {count} distinct {split} requests were wanted and "
-        f"{len(found)} found; have more people, or ask for fewer requests"
-    )
+    if len(found) < count:
+        raise UserError(
+            f"environment.num_people={database.population.num_people}: {count} distinct {split} requests were wanted "
+            f"and {len(found)} found in {draws} draws; have more people, or ask for fewer requests"
+        )
+    return list(found.values())
