@@ -180,4 +180,7 @@ def _said_of(message: str) -> str:
     if found is None:
         return message
     component, option, rest = found.groups()
-    return f"{option if option.startswith(component) else f'{component}.{option}'}{rest}"
+    own, _, name = option.rpartition(".")  # "Limits.time_s" of environment.sandbox.limits
+    if option.startswith(component):
+        return f"{option}{rest}"
+    return f"{component}.{name if component.endswith(own.lower()) else option}{rest}"

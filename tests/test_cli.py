@@ -9,6 +9,7 @@ import pytest
 from lockstep.cli import main
 
 RECIPE = str(Path(__file__).with_name("quick_recipe.py"))
+RETOOL = str(Path(__file__).parents[1] / "recipes" / "retool.py")
 
 
 def refused(arguments, capsys, tmp_path, monkeypatch):
@@ -49,6 +50,11 @@ def refused(arguments, capsys, tmp_path, monkeypatch):
         (["train", RECIPE, "--correction", "none", "--correction", "none"], ["--correction is given twice"]),
         (["train", RECIPE, "--resume", "a", "--resume", "b"], ["--resume is given twice"]),
         (["train", RECIPE, "--algorithm.loss.clip-low", "1.5"], [": algorithm.loss.clip_low=1.5:", "0.2 is usual"]),
+        (
+            ["train", RETOOL, "--environment.sandbox.max-sessions", "-1"],
+            ["lockstep: environment.sandbox.max_sessions=-1:"],
+        ),
+        (["train", RETOOL, "--environment.sandbox.limits.time-s", "-1"], [": environment.sandbox.limits.time_s=-1.0:"]),
         (["train", RECIPE, "--alarms.patience", "0"], ["lockstep: alarms.patience=0:", "3 is usual"]),
         (
             ["train", RECIPE, "--algorithm.entropy-coefficient", "nan"],
