@@ -3,7 +3,7 @@
     async def grade(self, ending):
         return await score(ending, (Reward("correct", is_correct), Reward("style", judge, weight=0.1)))
 
-Parts with a weight of 0 are measured and logged (as graded/NAME) but change no reward.
+Parts with a weight of 0 are measured and logged (as measure/NAME) but change no reward.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 def trajectory_statistics(trajectories: Sequence[Trajectory], *, success_reward: float) -> dict[str, float]:
     """Means over the trajectories; reward and success over those that are not masked, everything else over all.
 
-    success: the share whose reward is at least success_reward. reward/PART: the parts of the reward. graded/NAME: what
+    success: the share whose reward is at least success_reward. reward/PART: the parts of the reward. measure/NAME: what
     was measured beside it. events/NAME: mean count a trajectory; events/malformed
     sums the malformed/* kinds. stop/REASON: shares.
     """
@@ -40,7 +40,7 @@ def trajectory_statistics(trajectories: Sequence[Trajectory], *, success_reward:
         **({"reward": _mean([t.reward for t in graded])} if graded else {}),
         **({"success": _mean([t.reward >= success_reward for t in graded])} if graded else {}),
         **{f"reward/{part}": total / len(graded) for part, total in sorted(parts.items())},
-        **{f"graded/{name}": total / len(graded) for name, total in sorted(measures.items())},
+        **{f"measure/{name}": total / len(graded) for name, total in sorted(measures.items())},
         "masked": 1 - len(graded) / count,
         "num_turns": _mean([len(t.turns) for t in trajectories]),
         "num_tokens": _mean([t.num_tokens for t in trajectories]),

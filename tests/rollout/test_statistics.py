@@ -235,5 +235,5 @@ def test_what_is_measured_beside_the_reward_has_a_mean_of_its_own():
     masked = dataclasses.replace(made(reward=0.0), measures={"grounded": 9.0}, error="down")
     trajectories = [dataclasses.replace(one, measures={"grounded": 0.5}), two, masked]
     found = trajectory_statistics(trajectories, success_reward=1.0)
-    assert found["graded/grounded"] == 0.25
+    assert found["measure/grounded"] == 0.25
     assert found["reward"] == 0.5
