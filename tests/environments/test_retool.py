@@ -18,7 +18,7 @@ from lockstep.environments.retool import ReTool, num_rounds, retool_parts
 from lockstep.environments.tools import python as python_tool
 from lockstep.environments.tools.python import harmless, outcome_text, unfenced
 from lockstep.options import recipe_and_options
-from lockstep.rollout.tool import InfrastructureError
+from lockstep.rollout.tool import InfrastructureError, ToolError
 from lockstep.sandbox.interface import Limits, Outcome, SandboxFailure, SandboxUnavailable
 from lockstep.sandbox.sandbox import SandboxOptions
 from lockstep.types import Message, UserError
@@ -395,17 +395,15 @@ def test_programs_that_never_end_mask_nobody(scripted, monkeypatch, sessions):
         await release.wait()
         return outcome("late")
 
+    def refused(text):
+        release.set()
+        return ToolError(text)
+
     sandbox.run = slow
     monkeypatch.setattr(python_tool, "WAIT_S", 0.01)
+    monkeypatch.setattr(python_tool, "ToolError", refused)
     environment = ReTool(sandbox=SandboxOptions(max_concurrency=1), sessions=sessions, num_train=1)
-
-    async def both():
-        playing = asyncio.create_task(play(environment, [call("1"), call("2")], [call("3")]))
-        await asyncio.sleep(0.1)
-        release.set()
-        return await playing
-
-    texts, events = asyncio.run(both())
+    texts, events = asyncio.run(play(environment, [call("1"), call("2")], [call("3")]))
     assert texts == [["late", "Error: the interpreter had no time for this program within 0.01 s"], ["late"]]
     assert events == [{"tool_calls": 2, "tool/error": 1}, {"tool_calls": 1}]
 
