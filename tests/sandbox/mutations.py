@@ -592,7 +592,12 @@ MUTATIONS: Sequence[Mutation] = (
         "flood_stdout",
     ),
     # from call to call
-    *mutate("random numbers differ", "nl", [("script.py", "        random.seed()", "        pass")], "draw_alike"),
+    *mutate(
+        "random numbers differ",
+        "nl",
+        [("script.py", '        random.seed(int.from_bytes(os.urandom(4), "little"))\n', "        pass\n")],
+        "draw_alike",
+    ),
     *mutate(
         "the supervisor never reads code",
         "nl",
