@@ -21,17 +21,17 @@ aliases = {"--data": "--environment.data", "--heldout": "--environment.heldout"}
 
 run = Run(
     name="retool",
-    environment=ReTool(instructions=""),
+    environment=ReTool(instructions="", carelessness=0.4),
     # A model trained from nothing on one tool learns no more from reading about it: short prompts, faster steps.
     harmony=HarmonyOptions(system=False, tool_definitions=False),
     sft=SFT(
-        num_steps=300,
+        num_steps=700,
         batch_size=16,
         optimizer=Optimizer(learning_rate=1.5e-3, warmup_steps=20, decay_share=0.4, final_share=0.0),
     ),
-    num_steps=20,
-    rollout=Rollout(num_prompts=8, group_size=8, max_turns=8, max_tokens=320, max_action_tokens=64),
-    optimizer=Optimizer(learning_rate=6e-4, decay_share=1.0, final_share=0.2),
+    num_steps=40,
+    rollout=Rollout(num_prompts=16, group_size=8, max_turns=8, max_tokens=320, max_action_tokens=64),
+    optimizer=Optimizer(learning_rate=3e-4, decay_share=1.0, final_share=0.2),
     evaluation=Evaluation(num_tasks=128),
     threads=1,  # for products this small a second one costs more than it brings
 )

@@ -7,6 +7,7 @@ answer is the content of the last \boxed{...} of the final message, compared sym
 from __future__ import annotations
 
 import importlib.util
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,6 +79,8 @@ class ReTool(ToolEnvironment):
     """Generated held-out problems, where `data` is None."""
     num_demonstrations: int = 4096
     """Generated problems with their solutions, for the cold start; the published files have none with a tool."""
+    carelessness: float = 0.0
+    """Probability that a demonstrated solution slips: it guesses, or runs another program."""
     seed: int = 0
     """Chooses the generated problems; the same in every run that is to be compared."""
 
@@ -88,6 +91,8 @@ class ReTool(ToolEnvironment):
             )
         if self.heldout is not None and self.data is None:
             raise UserError(f"heldout={self.heldout} without data: give the training problems too: --environment.data")
+        if not 0 <= self.carelessness <= 1:
+            raise UserError(f"environment.carelessness={self.carelessness}: must be within 0 and 1")
 
     def tasks(self, split: Split) -> Sequence[Task]:
         if self.data is None:
@@ -98,9 +103,13 @@ class ReTool(ToolEnvironment):
 
     def demonstrations(self, seed: int) -> Sequence[Demonstration]:
         """Generated ones, also where the tasks are real."""
+        random_ = random.Random(f"retool demonstrations {seed}")
         solved = easy_problems(self.num_demonstrations, 1 + self.seed, held_out=False)
         return [
-            Demonstration(task=self._easy_task("shown", number, problem), messages=demonstrate(problem))
+            Demonstration(
+                task=self._easy_task("shown", number, problem),
+                messages=demonstrate(problem, random_, self.carelessness),
+            )
             for number, problem in enumerate(solved)
         ]
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -237,18 +238,28 @@ def test_each_kind_of_problem_by_hand(monkeypatch):
     ]
 
 
+def test_who_is_not_careless_shows_no_slip():
+    for shown in ReTool(num_demonstrations=200).demonstrations(0):
+        assert len(shown.messages) == 3 and shown.messages[-1].content == rf"\boxed{{{shown.task.data['answer']}}}"
+    with pytest.raises(UserError, match=r"environment\.carelessness=1\.5: must be within 0 and 1"):
+        ReTool(carelessness=1.5)
+
+
 def test_the_sandbox_prints_what_demonstrations_say():
     """A real sandbox."""
-    environment = ReTool(num_demonstrations=40)
+    environment = ReTool(num_demonstrations=80, carelessness=0.5)
 
     async def check():
+        kinds = Counter()
         for shown in environment.demonstrations(0):
             start = await environment.start(shown.task)
-            step = await environment.step(start.state, shown.messages[:1])
-            assert step.messages == shown.messages[1:2] and step.events == {"tool_calls": 1}
+            if len(shown.messages) > 1:
+                step = await environment.step(start.state, shown.messages[:1])
+                assert step.messages == shown.messages[1:2] and step.events == {"tool_calls": 1}
             score = await environment.reward(start.state, [*start.messages, *shown.messages], False)
-            assert score.parts == {"correct": 1.0, "wrong": 0.0, "tools": 0.0}
+            kinds[len(shown.messages), score.parts["correct"]] += 1
             await environment.close(start.state)
+        assert kinds == {(3, 1.0): 42, (1, 0.0): 20, (3, 0.0): 18}  # solved, guessed, another program
 
     asyncio.run(check())
     asyncio.run(check())  # the sandbox is not bound to a loop

@@ -21,11 +21,13 @@ MAX_IN_VAIN = 100_000  # problems drawn without a new one among them
 
 @dataclass(frozen=True, slots=True)
 class EasyProblem:
-    """text: the question. code: a program that prints the answer."""
+    """text: the question. code: a program that prints the answer. slip: one that a careless head writes instead, and
+    what that prints."""
 
     text: str
     code: str
     answer: int
+    slip: tuple[str, int]
 
     @property
     def held_out(self) -> bool:
@@ -34,27 +36,27 @@ class EasyProblem:
 
 def _product(random_: random.Random) -> EasyProblem:
     a, b = random_.randint(11, 99), random_.randint(11, 99)
-    return EasyProblem(f"What is {a} times {b}?", f"print({a}*{b})", a * b)
+    return EasyProblem(f"What is {a} times {b}?", f"print({a}*{b})", a * b, (f"print({a}+{b})", a + b))
 
 
 def _remainder(random_: random.Random) -> EasyProblem:
     a, b, c = random_.randint(11, 99), random_.randint(11, 99), random_.randint(3, 29)
     text = f"What is the remainder when {a} times {b} is divided by {c}?"
-    return EasyProblem(text, f"print({a}*{b}%{c})", a * b % c)
+    return EasyProblem(text, f"print({a}*{b}%{c})", a * b % c, (f"print({a}*{b}//{c})", a * b // c))
 
 
 def _sum(random_: random.Random) -> EasyProblem:
     a, b = random_.randint(2, 49), random_.randint(50, 99)
-    return EasyProblem(
-        f"What is the sum of the integers from {a} to {b}?", f"print(sum(range({a},{b}+1)))", (a + b) * (b - a + 1) // 2
-    )
+    text, total = f"What is the sum of the integers from {a} to {b}?", (a + b) * (b - a + 1) // 2
+    return EasyProblem(text, f"print(sum(range({a},{b}+1)))", total, (f"print(sum(range({a},{b})))", total - b))
 
 
 def _divisor(random_: random.Random) -> EasyProblem:
     c = random_.randint(2, 12)
     a, b = c * random_.randint(2, 99 // c), c * random_.randint(2, 99 // c)
     text = f"What is the greatest common divisor of {a} and {b}?"
-    return EasyProblem(text, f"import math\nprint(math.gcd({a},{b}))", math.gcd(a, b))
+    slip = f"import math\nprint(math.lcm({a},{b}))", math.lcm(a, b)
+    return EasyProblem(text, f"import math\nprint(math.gcd({a},{b}))", math.gcd(a, b), slip)
 
 
 KINDS: tuple[Callable[[random.Random], EasyProblem], ...] = (_product, _remainder, _sum, _divisor)
@@ -83,11 +85,21 @@ def easy_problems(count: int, seed: int, *, held_out: bool) -> list[EasyProblem]
     return list(found.values())
 
 
-def demonstrate(problem: EasyProblem) -> tuple[Message, ...]:
-    """The call, what the sandbox prints for it, and the boxed answer."""
-    call = json.dumps({"code": problem.code}, separators=(",", ":"))
+def demonstrate(problem: EasyProblem, random_: random.Random, carelessness: float) -> tuple[Message, ...]:
+    """The call, what the sandbox prints for it, and the boxed answer. With probability `carelessness` the demonstrator
+    slips: guesses without a call, or writes another program."""
+    code, answer = problem.code, problem.answer
+    if random_.random() < carelessness:
+        if random_.random() < 0.5:
+            return (_final(random_.randint(1, 99)),)
+        code, answer = problem.slip
+    call = json.dumps({"code": code}, separators=(",", ":"))
     return (
         Message(role="assistant", channel="commentary", recipient="functions.python", content=call),
-        Message(role="tool", name="functions.python", content=str(problem.answer)),
-        Message(role="assistant", channel="final", content=rf"\boxed{{{problem.answer}}}"),
+        Message(role="tool", name="functions.python", content=str(answer)),
+        _final(answer),
     )
+
+
+def _final(answer: int) -> Message:
+    return Message(role="assistant", channel="final", content=rf"\boxed{{{answer}}}")
