@@ -45,7 +45,7 @@ class Calls:
         self, settings: Mapping[str, Any], *, max_calls: int, max_sessions: int, session_idle_s: float
     ) -> None:
         self._settings = {**settings, "max_guests": max_calls + max_sessions}
-        self._max_calls = max_calls
+        self._max_calls, self._opened_by = max_calls, os.getpid()
         self._lock = threading.RLock()
         self._numbers = count(1)
         self._waiting: deque[Call] = deque()
@@ -64,6 +64,7 @@ class Calls:
 
     def add(self, code: bytes, stdin: bytes, files: bytes | None, limits: Limits) -> Future[Outcome]:
         """A future of the outcome. Cancelling it kills the call."""
+        self._check_process()
         call = Call(code, stdin, files, limits, next(self._numbers))
         call.ended.add_done_callback(lambda ended: self._cancelled(call) if ended.cancelled() else None)
         with self._lock:
@@ -72,6 +73,11 @@ class Calls:
             self._waiting.append(call)
             self._dispatch()
         return call.ended
+
+    def _check_process(self) -> None:
+        """A forked copy has no listener, and its calls' numbers would be those of the first process's."""
+        if os.getpid() != self._opened_by:
+            raise SandboxFailure(f"the sandbox belongs to process {self._opened_by}; open another in this one")
 
     def _dispatch(self) -> None:
         while self._ready and self._waiting and len(self._running) < self._max_calls:
@@ -83,6 +89,8 @@ class Calls:
             except (BrokenPipeError, ConnectionResetError):
                 return  # the supervisor is dead; the listener starts another, and sends what runs again
             except OSError as error:
+                if self._running.pop(call.number, None) is not None:
+                    _close_output(call)
                 _fail(call, f"a call could not be sent: {error.strerror or error}")
 
     def _send(self, call: Call) -> None:
@@ -120,6 +128,7 @@ class Calls:
 
     def add_run(self, state: State, run: Run) -> Future[Outcome]:
         """A future of the outcome of a session's run. Cancelling it ends the session's interpreter."""
+        self._check_process()
         run.ended.add_done_callback(lambda ended: self._run_cancelled(state, run) if ended.cancelled() else None)
         with self._lock:
             if self._closed:
@@ -129,6 +138,8 @@ class Calls:
         return run.ended
 
     def close_session(self, state: State) -> None:
+        if os.getpid() != self._opened_by:
+            return
         with self._lock:
             if not self._closed:
                 self._sessions.close(state)
@@ -182,7 +193,7 @@ class Calls:
             message = wire.receive(self._connection.socket)[0]
         except ConnectionResetError:
             return False
-        if message is None:
+        if message is None or "failed" in message:
             return False
         if next(iter(message.values())) in self._running:
             self._hear(message)
@@ -244,6 +255,8 @@ class Calls:
             self._sessions.fail_all(reason)
 
     def close(self) -> None:
+        if os.getpid() != self._opened_by:
+            return  # a forked copy: nothing here is its own
         with self._lock:
             if self._ended:
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -87,6 +88,8 @@ class Connection:
         if self._closed:
             return
         self._closed = True
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)  # a forked copy of this process may hold the socket open
         self.socket.close()
         if self._process is not None:
             try:

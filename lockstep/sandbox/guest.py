@@ -87,7 +87,7 @@ def limit(limits: Limits, *, base_bytes: int, tasks: int, session: bool) -> None
     cpu_s = _SESSION_CPU_S if session else math.ceil(limits.time_s) + 1
     for kind, soft, hard in (
         (resource.RLIMIT_CPU, cpu_s, cpu_s + 1),
-        (resource.RLIMIT_FSIZE, limits.files_bytes, limits.files_bytes),
+        (resource.RLIMIT_FSIZE, *[max(limits.files_bytes, limits.output_bytes + resource.getpagesize())] * 2),
         (resource.RLIMIT_NOFILE, _OPEN_FILES, _OPEN_FILES),
         (resource.RLIMIT_NPROC, tasks, tasks),
         (resource.RLIMIT_CORE, 0, 0),

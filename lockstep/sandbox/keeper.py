@@ -52,12 +52,12 @@ class Keeper:
 
     def set_stopped(self, stopped: bool) -> None:
         """Stop all processes of the guest, or let them go on."""
-        with suppress(BrokenPipeError):
+        with suppress(BrokenPipeError, ConnectionResetError):  # reset: it died with something unread
             os.write(self.line, _STOP if stopped else _GO)
 
     def sweep(self) -> None:
         """Have all that is left killed and reaped; the line becomes readable when that is done, or at its death."""
-        with suppress(BrokenPipeError):
+        with suppress(BrokenPipeError, ConnectionResetError):  # reset: it died with something unread
             os.write(self.line, _SWEEP)
 
     def swept(self) -> float | None:

@@ -12,6 +12,7 @@ import gc
 import importlib
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -98,6 +99,8 @@ def _supervise(settings: Settings, runtime: Runtime, control: socket.socket, end
     gc.freeze()
     gc.disable()
     native.limit_malloc_arenas(2)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # it holds several descriptors a call
     machine = this_machine()
     assert machine is not None  # probed
     first_user, grants, abi, kept = None, None, 0, 0

@@ -13,6 +13,7 @@ _NOEXEC_SEAL = 8  # Linux 6.3; ignored with an error before
 _ADD_SEALS = 1033
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _SEAL, _SHRINK, _GROW, _WRITE = 1, 2, 4, 8
+_LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes
 
 
 def _create(name: str) -> int:
@@ -54,7 +55,17 @@ def written(descriptor: int, most_bytes: int) -> tuple[str, bool]:
 def code_page() -> tuple[int, int]:
     """A file that the trainer rewrites before each run of a session, and a read-only descriptor of it for the guest."""
     descriptor = _create("code")
-    return descriptor, os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    readable = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    os.fchmod(descriptor, 0)  # or a Landlock guest opens it again for writing by its link in /proc
+    return descriptor, readable
+
+
+def _name_bytes(name: str) -> int:
+    """Its length in a file system; more than any for a lone surrogate, which no file's name can hold."""
+    try:
+        return len(name.encode())
+    except UnicodeEncodeError:
+        return 1 << 30
 
 
 def archive(files: Mapping[str, bytes], limits: Limits) -> bytes:
@@ -64,9 +75,13 @@ def archive(files: Mapping[str, bytes], limits: Limits) -> bytes:
         parts = name.split("/")
         if "\0" in name or name.startswith("/") or any(part in ("", ".", "..") for part in parts):
             raise ValueError(f"files: {name!r} is not a name below the working directory; give a relative path")
+        if name in folders or max(map(_name_bytes, parts)) > _LONGEST_NAME or _name_bytes(name) > _LONGEST_PATH:
+            raise ValueError(f"files: {name!r} cannot be a file's name; give one that is short, text, and no folder")
     if (count := len(files) + len(folders)) > limits.max_files:
         raise ValueError(f"files: {count} files and folders are over Limits.max_files={limits.max_files}; raise it")
-    if (size := sum(map(len, files.values()))) > limits.files_bytes:
-        raise ValueError(f"files: {size} bytes are over Limits.files_bytes={limits.files_bytes}; raise it")
+    if (size := sum(-len(content) // _PAGE * -_PAGE for content in files.values())) > limits.files_bytes:
+        raise ValueError(
+            f"files: {size} bytes in whole pages are over Limits.files_bytes={limits.files_bytes}; raise it"
+        )
     head = json.dumps([[name, len(content)] for name, content in files.items()]).encode()
     return b"".join((head, b"\n", *files.values()))

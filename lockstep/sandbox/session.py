@@ -102,7 +102,7 @@ class Sessions:
         assert interpreter is not None and run is not None
         try:
             said = interpreter.channel.recv(1)
-        except ConnectionResetError:
+        except (ConnectionResetError, BlockingIOError):  # ready without a byte: it plays with its channel
             said = b""
         if said and run.exit_code is None:
             run.exit_code = said[0]
@@ -191,6 +191,8 @@ class Sessions:
             interpreter.channel.sendall(len(run.code).to_bytes(8, "little"))
         except (BrokenPipeError, ConnectionResetError):  # it has died: its end is on the way
             return
+        except BlockingIOError:  # it never reads what it is asked
+            self._end(state)
 
     def _start(self, limits: Limits) -> Interpreter:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -199,6 +201,7 @@ class Sessions:
         stderr = sealed.output("stderr", limits.output_bytes)
         number = self._next_number()
         message = {"call": number, "limits": asdict(limits), "stdin": False, "files": False, "session": True}
+        ours.setblocking(False)  # a guest must not be able to make this process wait
         with theirs:
             self._send(message, [readable, stdout, stderr, theirs.fileno()])
         os.close(readable)

@@ -14,6 +14,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from lockstep.sandbox import guest, keeper, namespaces, script, watch, wire
@@ -22,6 +23,7 @@ from lockstep.sandbox.running import Running, close_all, group_of, kill_group, r
 from lockstep.sandbox.scratch import make_folder, remove_folder
 
 _WATCH_EVERY_S, _WATCH_IDLE_EVERY_S = 0.05, 1.0
+_WATCH_SHARE = 20  # of so much processor time a call's looks take one part, but at least one is taken a second
 _NPROC_SLACK = 64  # for a user's other processes, where RLIMIT_NPROC counts those too
 _COUNT_USER_EVERY_S = 1.0
 _LAST_CHANCE_S = 1.0
@@ -67,8 +69,7 @@ class Supervisor:
         self._namespaces = not cell.landlock_abi
         self._home = guest.high(os.open("self/ns/pid", os.O_RDONLY, dir_fd=proc)) if self._namespaces else -1
         self._counts_by_namespace = watch.kernel() >= (5, 14)
-        self._null = guest.high(os.open("/dev/null", os.O_RDONLY))
-        self._slots = list(range(max_guests))
+        self._max_guests, self._slots = max_guests, list(range(max_guests))
         self._waiting: deque[tuple[dict[str, Any], list[int]]] = deque()
         self._running: dict[int, Running] = {}
         self._armed: dict[int, float] = {}
@@ -185,7 +186,8 @@ class Supervisor:
             raise BecomeGuest(self._search, self._hidden, message["session"])
         close_all([told, *descriptors])
         if not self._namespaces:
-            os.setpgid(pid, pid)  # the child does it as well: whoever is first, a kill finds the group
+            with suppress(PermissionError):  # the child does it as well, and may even have run another program since
+                os.setpgid(pid, pid)
         call = Running(
             number=number,
             pid=pid,
@@ -210,7 +212,8 @@ class Supervisor:
         optional = {name: others.pop(0) for name in ("stdin", "files", "session") if message[name]}
         return guest.Descriptors(
             code=code,
-            stdin=optional.get("stdin", self._null),
+            # opened for this guest alone: flags and locks of a shared one would outlive it
+            stdin=optional["stdin"] if message["stdin"] else os.open("/dev/null", os.O_RDONLY),
             stdout=stdout,
             stderr=stderr,
             files=optional.get("files"),
@@ -238,16 +241,18 @@ class Supervisor:
         if time.monotonic() - self._counted > _COUNT_USER_EVERY_S:
             self._user_tasks = watch.tasks_of_user(self._proc, os.getuid())
             self._counted = time.monotonic()
-        return self._user_tasks + limits.max_processes + _NPROC_SLACK
+        return self._user_tasks + limits.max_processes * self._max_guests + _NPROC_SLACK
 
     def _enforce(self, now: float) -> None:
         for call in list(self._running.values()):
             if call.deadline <= now:
                 self._kill(call, call.if_late)
             elif call.look_again <= now:
-                idle = call.deadline == float("inf")  # a session between runs
-                call.look_again = now + (_WATCH_IDLE_EVERY_S if idle else _WATCH_EVERY_S)
+                before = time.process_time()
                 self._look(call)
+                every_s = max(_WATCH_EVERY_S, _WATCH_SHARE * (time.process_time() - before))
+                idle = call.deadline == float("inf")  # a session between runs
+                call.look_again = now + (_WATCH_IDLE_EVERY_S if idle else min(every_s, _WATCH_IDLE_EVERY_S))
         while self._idle_keepers and self._idle_keepers[0].idle_since + keeper.IDLE_S <= now:
             self._idle_keepers.pop(0).end()
 
@@ -260,7 +265,7 @@ class Supervisor:
         elif watch.num_tasks(self._proc, pids) > call.limits.max_processes:
             self._kill(call, "processes")
         elif not self._namespaces:
-            held, files = watch.held_in(self._proc, call.scratch, pids)
+            held, files = watch.held_in(self._proc, call.scratch, pids, call.limits.max_files)
             if held > call.limits.files_bytes or files > call.limits.max_files:
                 self._kill(call, "files")
 
