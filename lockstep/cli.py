@@ -3,6 +3,7 @@ and exit code 2."""
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +24,9 @@ RECIPE is a Python file with a module-level `run = Run(...)`, for example recipe
 `lockstep train RECIPE --help` lists every option of that recipe. Beside those, --algorithm NAME and --correction NAME
 take an algorithm (grpo, ppo, gspo, ...) and a rollout correction (token-tis, none, ...) by name.
 """
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR)
+WRITABLE = "give a folder that can be written and has space; a run that was begun goes on with --resume"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,8 +70,13 @@ def _guarded(action: Callable[[], None]) -> int:
     except UserError as error:
         print(f"lockstep: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("lockstep: interrupted; continue with --resume", file=sys.stderr)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        print(f"lockstep: {error.filename or 'a file'}: {error.strerror}; {WRITABLE}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(f"lockstep: interrupted{'; ' if str(stop) else ''}{stop}", file=sys.stderr)
         return 130
     return 0
 

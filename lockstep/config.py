@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,14 +130,21 @@ def check(run: Run) -> None:
         "checkpoint_every": run.checkpoint_every,
         "keep_checkpoints": run.keep_checkpoints,
         "threads": run.threads,
+        "sft.batch_size": run.sft.batch_size,
     }
     for option, value in counts.items():
         if value < 1:
             raise ConfigError(f"{option}={value}: must be at least 1")
     _check_algorithm(run)
-    if run.rollout.engine_retries < 0:
-        raise ConfigError(f"rollout.engine_retries={run.rollout.engine_retries}: must be 0 or more")
-    if run.rollout.temperature <= 0:
+    not_negative = {
+        "rollout.engine_retries": run.rollout.engine_retries,
+        "sft.num_steps": run.sft.num_steps,
+        "evaluation.every": run.evaluation.every,
+    }
+    for option, value in not_negative.items():
+        if value < 0:
+            raise ConfigError(f"{option}={value}: must be 0 or more")
+    if not 0 < run.rollout.temperature < math.inf:
         raise ConfigError(
             f"rollout.temperature={run.rollout.temperature}: training samples at a temperature > 0; use 1.0"
         )
@@ -146,8 +154,8 @@ def check(run: Run) -> None:
         )
     if run.precision.deterministic and run.threads != 1:
         raise ConfigError(f"threads={run.threads}: precision.deterministic computes with one; set threads to 1")
-    if run.optimizer.learning_rate <= 0:
-        raise ConfigError(f"optimizer.learning_rate={run.optimizer.learning_rate}: must be above 0")
+    for option, optimizer in (("optimizer", run.optimizer), ("sft.optimizer", run.sft.optimizer)):
+        _check_rate(option, optimizer)
     if run.model == "tiny" and run.rollout.max_tokens > run.tiny.max_length:
         raise ConfigError(
             f"rollout.max_tokens={run.rollout.max_tokens}: the tiny model has {run.tiny.max_length} positions; "
@@ -195,11 +203,16 @@ def _check_budget(run: Run) -> None:
         raise ConfigError(
             f"critic.warmup_steps={critic.warmup_steps}: must be 0 or more, below num_steps={run.num_steps}"
         )
-    if isinstance(critic, OwnCritic) and critic.optimizer.learning_rate <= 0:
-        raise ConfigError(f"critic.optimizer.learning_rate={critic.optimizer.learning_rate}: must be above 0")
+    if isinstance(critic, OwnCritic):
+        _check_rate("critic.optimizer", critic.optimizer)
     if algorithm.kl is not None and algorithm.kl.target is not None:
         most = trajectories * (1 + rollout.max_refills)
         algorithm.kl.adapted(algorithm.kl.target, most)  # raises for a horizon that is too short
+
+
+def _check_rate(option: str, optimizer: Optimizer) -> None:
+    if not 0 < optimizer.learning_rate < math.inf:
+        raise ConfigError(f"{option}.learning_rate={optimizer.learning_rate}: must be above 0, and finite")
 
 
 CLASS = "class"  # in a resolved configuration: which dataclass it was, where the field's type does not say

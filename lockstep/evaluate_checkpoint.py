@@ -100,6 +100,8 @@ def main(arguments: list[str]) -> None:
         tasks = offered[: _num_tasks(settings, known, len(offered))]
         prepare_cpu(settings.threads)
         policy = _policy(checkpoint, known, settings, tasks)
+        if settings.out is not None:
+            settings.out.mkdir(parents=True, exist_ok=True)  # who cannot write there learns it before the work
     except UserError:
         raise
     except (ValueError, OSError) as error:  # what an environment says of its data
@@ -128,7 +130,7 @@ def _settings(checkpoint: str, known: Mapping[str, Any], arguments: list[str]) -
     own: str | None = known.get("environment_class")
     name = own if chosen.environment is None else chosen.environment
     if name is None:
-        raise ConfigError(f"{checkpoint} does not say its environment; add --environment ledger")
+        raise ConfigError(f"{checkpoint} {_unknown(Path(checkpoint))}")
     found = find_environment(name)
     fields = {f.name: f for f in dataclasses.fields(found.kind)}
     if chosen.data is not None:
@@ -163,6 +165,15 @@ def _named(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         return parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
         raise ConfigError(f"{error}; for example --environment gsm8k --data ../shared/data/gsm8k") from error
+
+
+def _unknown(path: Path) -> str:
+    """Why nothing says the environment, and what to do."""
+    if inner := sorted((path / "checkpoints").glob("*-*"), key=lambda each: each.stat().st_mtime):
+        return f"is a run; give one of its checkpoints: lockstep eval {inner[-1]}"
+    if not path.exists() and path.parent != Path() and path.parent.is_dir():
+        return f"is not there; {path.parent} has {', '.join(sorted(each.name for each in path.parent.iterdir())[:8])}"
+    return "does not say its environment; add --environment ledger"
 
 
 def _default(found: Found, trained: Mapping[str, Any] | None, arguments: Sequence[str]) -> Any:

@@ -106,9 +106,8 @@ def load_recipe(path: Path) -> Mapping[str, Any]:
     """The recipe's names. Raises ConfigError when there is no such file or it has no `run`."""
     if not path.is_file() or path.suffix != ".py":
         others = sorted(path.parent.glob("*.py")) if path.parent.is_dir() else []
-        raise ConfigError(
-            f"no recipe {path}{nearest(str(path), map(str, others))}; give a Python file with a module-level `run`"
-        )
+        meant = nearest(str(path), map(str, others)) or ";"
+        raise ConfigError(f"no recipe {path}{meant} give a Python file with a module-level `run`")
     sys.path.append(
         str(path.parent.resolve())
     )  # a recipe may import what lies beside it, where no package has its name

@@ -25,6 +25,8 @@ from lockstep.setup import Parts
 from lockstep.trainer.checkpoint import Progress, save_checkpoint
 from lockstep.types import Group, InvariantError, Trajectory
 
+MOST_CHARACTERS = 300  # of the error of a masked trajectory
+
 
 @dataclass(slots=True, kw_only=True)
 class Session:
@@ -71,6 +73,11 @@ class Session:
                 self.recorder.write_trajectories(step, found, split=split)
         self.recorder.write_metrics(step, "rl", metrics)
         self.display.update(step, metrics)
+        if errors := [t.error for t in trajectories if t.error is not None]:
+            self.display.message(
+                f"step {step}: {len(errors)} of {len(trajectories)} trajectories are masked; the first says: "
+                f"{errors[0][:MOST_CHARACTERS]}"
+            )
         return metrics
 
     def watch(self, step: int, groups: Sequence[Group], metrics: Mapping[str, float], report: Report) -> None:

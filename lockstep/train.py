@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -33,6 +33,7 @@ from lockstep.types import Group, InvariantError, Trajectory
 MakeEngine = Callable[[Run, PreTrainedModel], Engine]
 """From the run and the model that is trained to the engine that samples."""
 
+MOST_SHOWN = 4  # options that differ, in one line
 NOTHING_LEFT = "no trajectory to train on: none has a signal, or algorithm.filter_truncated or masks left none"
 
 
@@ -48,24 +49,36 @@ def train(
         checkpoint, progress, remarks = _resumption(run, resume)
     parts = prepare(run, checkpoint=checkpoint)
     directory = resume or free_directory(run.runs, run.name)
-    model = make_model(run, parts.tokenizer, directory, checkpoint)
-    with Recorder(directory, tensorboard=run.tensorboard) as recorder, open_display(directory.name) as display:
-        recorder.write_config(as_dict(run))
-        recorder.truncate_after(progress.step, progress.phase)
-        for remark in remarks:
-            display.message(remark)
-        session = Session(run=run, parts=parts, directory=directory, model=model, recorder=recorder, display=display)
-        if progress.phase == "sft" and run.sft.num_steps:
-            _cold_start(session, progress.step, checkpoint)
-            checkpoint, progress = None, Progress(phase="rl", step=0)
-        elif progress.phase == "sft":
-            progress = Progress(phase="rl", step=0)
-        policy = _policy(session, make_engine)
-        last_evaluation = asyncio.run(
-            _evaluate_only(session, policy) if sft_only else _reinforce(session, policy, progress.step, checkpoint)
-        )
+    with _resumable(directory):
+        model = make_model(run, parts.tokenizer, directory, checkpoint)
+        with Recorder(directory, tensorboard=run.tensorboard) as recorder, open_display(directory.name) as display:
+            recorder.write_config(as_dict(run))
+            recorder.truncate_after(progress.step, progress.phase)
+            for remark in remarks:
+                display.message(remark)
+            session = Session(
+                run=run, parts=parts, directory=directory, model=model, recorder=recorder, display=display
+            )
+            if progress.phase == "sft" and run.sft.num_steps:
+                _cold_start(session, progress.step, checkpoint)
+                checkpoint, progress = None, Progress(phase="rl", step=0)
+            elif progress.phase == "sft":
+                progress = Progress(phase="rl", step=0)
+            policy = _policy(session, make_engine)
+            last_evaluation = asyncio.run(
+                _evaluate_only(session, policy) if sft_only else _reinforce(session, policy, progress.step, checkpoint)
+            )
     session.report(last_evaluation)
     return directory
+
+
+@contextmanager
+def _resumable(directory: Path) -> Iterator[None]:
+    """Whoever interrupts is told how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"go on with the same recipe and options and --resume {directory}") from None
 
 
 def free_directory(runs: Path, name: str) -> Path:
@@ -90,16 +103,20 @@ def _resumption(run: Run, directory: Path) -> tuple[Path | None, Progress, list[
         )
     changed = differences(written | places, as_dict(run) | places)
     if changed:
-        raise ConfigError(f"resume {directory}: {'; '.join(changed)}; give the options the run was started with")
-    found = newest_checkpoint(directory / "checkpoints")
-    if found is None:
-        return (
-            None,
-            Progress(phase="sft", step=0),
-            [f"{directory} has no whole checkpoint: starting from the beginning"],
+        first = sorted(changed, key=lambda text: not text.startswith("environment_class"))[:MOST_SHOWN]
+        more = f"; and {len(changed) - len(first)} more" if len(changed) > len(first) else ""
+        raise ConfigError(
+            f"resume {directory}: {'; '.join(first)}{more}; give the recipe and options the run was started with"
         )
-    path, progress, remarks = found
-    return path, progress, [*remarks, f"resuming from {path.name}"]
+    found, passed_over = newest_checkpoint(directory / "checkpoints")
+    if found is not None:
+        path, progress = found
+        return path, progress, [*passed_over, f"resuming from {path.name}"]
+    if passed_over:  # what it came to is worth more than a new beginning in its place
+        raise ConfigError(
+            f"resume {directory}: no checkpoint is whole: {'; '.join(passed_over)}; restore one, or start a new run"
+        )
+    return None, Progress(phase="sft", step=0), [f"{directory} has no checkpoint: starting from the beginning"]
 
 
 def _cold_start(session: Session, start_step: int, checkpoint: Path | None) -> None:
@@ -148,7 +165,8 @@ async def _evaluate(session: Session, policy: Policy, step: int) -> list[Traject
     )
     for mode, found in groups.items():
         session.recorder.write_trajectories(step, found, split=f"heldout_{mode}")
-    session.recorder.write_metrics(step, "eval", metrics)
+    if not any((line["phase"], line["step"]) == ("eval", step) for line in read_metrics(session.directory)):
+        session.recorder.write_metrics(step, "eval", metrics)  # a finished run that is resumed has them
     session.display.update(step, metrics)
     return trajectories_of(groups["sampled"])
 

@@ -284,6 +284,17 @@ def test_a_mistake_is_one_line(checkpoint, capsys, options, words):
     assert not [word for word in words if word not in line], line
 
 
+def test_a_folder_that_cannot_be_made_is_told_before_the_work(checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr("lockstep.evaluate_checkpoint.evaluate_both", None)
+    assert "/dev/null" in refused(capsys, checkpoint, "--out", "/dev/null/x")
+
+
+def test_a_run_in_place_of_its_checkpoint_and_a_name_misspelt(checkpoint, capsys):
+    run = Path(checkpoint).parents[1]
+    assert f"give one of its checkpoints: lockstep eval {checkpoint}" in refused(capsys, run)
+    assert f"is not there; {Path(checkpoint).parent} has" in refused(capsys, Path(checkpoint).with_name("nope"))
+
+
 def test_verifiers_takes_its_id(checkpoint, capsys):
     line = refused(capsys, checkpoint, "--environment", "verifiers", "--environment.id", "nobody-has-this")
     assert "needs id" not in line  # the package is missing, or else the environment is

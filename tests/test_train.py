@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lockstep import cli
 from lockstep.algorithm.advantages.gae import GAE
 from lockstep.algorithm.algorithm import Algorithm
 from lockstep.algorithm.kl import KLPenalty
@@ -24,11 +26,12 @@ from lockstep.environments.ledger import Ledger
 from lockstep.observe.alarms import Alarms
 from lockstep.observe.recorder import read_config, read_metrics, read_trajectories
 from lockstep.options import load_recipe
+from lockstep.session import Session
 from lockstep.setup import make_learner
 from lockstep.train import train
 from lockstep.trainer.critic import OwnCritic, SharedCritic
 from lockstep.trainer.optimizer import Optimizer
-from lockstep.types import InvariantError
+from lockstep.types import InvariantError, UserError
 
 RECIPE = Path(__file__).with_name("quick_recipe.py")
 TIMED = ("time/", "tokens_per_s/")
@@ -120,6 +123,62 @@ def test_resume_from_any_checkpoint_is_exact(run, finished, newest, tmp_path):
             shutil.rmtree(path)
     assert train(kept, resume=directory) == directory
     assert_same_run(directory, finished)
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_begun_anew(run, finished, tmp_path):
+    """Beginning anew would write over what the run came to."""
+    directory = tmp_path / "copy"
+    shutil.copytree(finished, directory)
+    for path in (directory / "checkpoints").iterdir():
+        (path / "optimizer.pt").unlink()
+    before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
+    with pytest.raises(ConfigError, match=r"no checkpoint is whole: .*rl-000004 is torn \(optimizer.pt is missing\)"):
+        train(run, resume=directory)
+    assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == before
+
+
+def test_a_finished_run_that_is_resumed_says_its_numbers_once(run, finished, tmp_path):
+    directory = tmp_path / "copy"
+    shutil.copytree(finished, directory)
+    assert train(run, resume=directory) == directory
+    assert timeless(directory) == timeless(finished)
+
+
+def test_who_interrupts_is_told_how_to_go_on(run, tmp_path, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "save", interrupt)
+    monkeypatch.setattr(cli, "_train", lambda _: train(dataclasses.replace(run, runs=tmp_path)))
+    assert cli.main(["train", str(RECIPE)]) == 130
+    said = capsys.readouterr().err
+    assert said == f"lockstep: interrupted; go on with the same recipe and options and --resume {tmp_path / 'quick'}\n"
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on(run, finished, tmp_path, monkeypatch):
+    full, made = dataclasses.replace(run, runs=tmp_path), []
+
+    def fill(state, path):
+        made.append(path)
+        if len(made) == 2:
+            raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
+        save(state, path)
+
+    save = torch.save
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", fill)
+        with pytest.raises(UserError, match=r"could not be written \(.*unexpected pos.*\); free space .* --resume"):
+            train(full)
+    assert_same_run(train(full, resume=tmp_path / "quick"), finished)
+
+
+def test_a_spoilt_line_of_metrics_is_named(run, finished, tmp_path):
+    directory = tmp_path / "copy"
+    shutil.copytree(finished, directory)
+    path = directory / "metrics.jsonl"
+    path.write_text("{}\n" + path.read_text())
+    with pytest.raises(UserError, match=r"metrics.jsonl:1: not a line of metrics .*; delete it"):
+        train(run, resume=directory)
 
 
 RICH = {
@@ -267,9 +326,9 @@ def test_without_any_signal_there_is_no_update(run, tmp_path, capsys):
     directory = train(starved)
     before = load_file(directory / "initial" / "model.safetensors")
     assert all(torch.equal(value, before[name]) for name, value in weights(directory, "rl-000001").items())
-    assert "step 1: no update: no trajectory to train on: none has a signal" in capsys.readouterr().out.replace(
-        "\n", " "
-    )
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert "step 1: no update: no trajectory to train on: none has a signal" in said
+    assert re.search(r"step 1: \d+ of \d+ trajectories are masked; the first says: Hard.reward raised .*down", said)
     (line,) = (line for line in read_metrics(directory) if line["phase"] == "rl")
     assert (line["update/epochs_done"], line["update/stopped_early"]) == (0, 0)
     assert "grad_norm" not in line and "ratio/max" not in line
@@ -277,7 +336,7 @@ def test_without_any_signal_there_is_no_update(run, tmp_path, capsys):
 
 
 def test_a_step_whose_every_trajectory_is_masked_stops_the_run_with_refills_too(run, tmp_path):
-    with pytest.raises(InvariantError, match=r"trajectories are masked; the first says: .*the grader is down"):
+    with pytest.raises(UserError, match=r"trajectories are masked; .* --resume: .*the grader is down"):
         train(hard(run, tmp_path, num_down=4))
 
 

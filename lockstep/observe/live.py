@@ -217,7 +217,7 @@ def _conduct(metrics: Mapping[str, float]) -> Rows:
     rows = _rows(metrics, ("turns", "num_turns", number), ("tool calls", "events/tool_calls", number))
     share = malformed_share(metrics)
     if share is not None:
-        rows.append(("malformed calls", Text(percent(share), _WARNING if share > 0.05 else "default")))
+        rows.append(("malformed", Text(percent(share), _WARNING if share > 0.05 else "default")))
     return rows
 
 

@@ -57,10 +57,10 @@ class Progress:
 
 
 def malformed_share(metrics: Mapping[str, float]) -> float | None:
-    """Malformed calls as a part of all calls; None where either count is missing."""
-    if not {"events/malformed", "events/tool_calls"} <= metrics.keys():
+    """What is malformed, actions and calls, as a part of all actions, or of all calls where an action has several; None
+    where a count is missing."""
+    if not {"events/malformed", "events/tool_calls", "num_turns"} <= metrics.keys():
         return None
     malformed = metrics["events/malformed"]
-    # A call too broken to be told from text is malformed without having been counted as a call.
-    calls = max(metrics["events/tool_calls"], malformed)
-    return malformed / calls if calls else 0.0
+    tries = max(metrics["num_turns"], metrics["events/tool_calls"], malformed)
+    return malformed / tries if tries else 0.0

@@ -135,7 +135,7 @@ def _lines(path: Path) -> list[dict]:
             if line["phase"] not in _STAGE or not isinstance(line["step"], int):
                 raise ValueError("no step or no known phase")
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}:{number}: not a line of metrics ({error}): {text[:80]!r}; delete it") from error
+            raise UserError(f"{path}:{number}: not a line of metrics ({error}): {text[:80]!r}; delete it") from error
         lines.append(line)
     return lines
 

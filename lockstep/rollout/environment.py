@@ -215,6 +215,9 @@ class ToolEnvironment:
         own = await self.open(task)
         try:
             offered = self.tools(task, own)
+            for each in offered:
+                if not isinstance(each, Tool):
+                    raise TypeError(f"tools() gave {each!r:.80}, which is no Tool: put @tool above the function")
             tools = {tool.name: tool for tool in offered}
             if len(tools) < len(offered):
                 raise ValueError(f"two tools have one name among {[tool.name for tool in offered]}; rename one")

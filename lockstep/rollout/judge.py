@@ -89,7 +89,7 @@ class Judge:
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or "@" in parts.netloc:
-            shown = f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
+            shown = re.sub(r"//[^/]*@", "//", self.url.partition("?")[0])  # no password, no key
             raise UserError(f"Judge(url={shown!r}): must be http(s)://HOST/PATH alone; a key goes in api_key_env")
         for name in ("model", "rubric"):
             if not getattr(self, name).strip():
@@ -257,8 +257,8 @@ class _Asked:
             if not deadline.expired():
                 raise
             raise InfrastructureError(
-                f"{self.name} gave no verdict within {self.judge.timeout_s:g} s: {last}; raise its timeout_s, or "
-                "lower its max_concurrency"
+                f"{self.name} gave no verdict within {self.judge.timeout_s:g} s: {last}; see that it runs at its url, "
+                "raise its timeout_s, or lower its max_concurrency"
             ) from error
 
     async def _post(self, messages: list[dict[str, str]]) -> str:

@@ -215,6 +215,9 @@ def tool(
     without a name (*args), or a section that describes an argument the function lacks.
     """
 
+    if not timeout_s > 0:
+        raise ValueError(f"tool(timeout_s={timeout_s}): must be above 0; 30 is usual")
+
     def make(function: Callable[..., Any]) -> Tool:
         if inline and inspect.iscoroutinefunction(function):
             raise TypeError(

@@ -47,7 +47,8 @@ class Rollout:
     max_turns: int = 8
     """Actions a trajectory may take."""
     max_tokens: int = 1024
-    """Tokens a trajectory may have, prompt and answers of tools included."""
+    """Tokens of a trajectory's history, prompt and answers of tools included. Where a turn rewrites the history
+    (turns/restarts), each counts by itself."""
     max_action_tokens: int = 256
     """Tokens one action may have."""
     max_result_tokens: int = 1024
@@ -68,6 +69,10 @@ class Rollout:
     def __post_init__(self) -> None:
         if not self.engine_timeout_s > 0:
             raise UserError(f"rollout.engine_timeout_s={self.engine_timeout_s}: must be above 0; 600 is usual")
+        if not self.environment_timeout_s > 0:
+            raise UserError(
+                f"rollout.environment_timeout_s={self.environment_timeout_s}: must be above 0; 120 is usual"
+            )
         if self.max_result_tokens < 16:
             raise UserError(
                 f"rollout.max_result_tokens={self.max_result_tokens}: a shortened answer and its note need 16; raise it"

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lockstep.model.saving import save_model
+from lockstep.types import UserError
 
 STATE = "state.json"
 CONFIG = "lockstep.json"
@@ -52,10 +54,19 @@ def save_checkpoint(
     temporary = directory / f".{target.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_model(model, temporary)
-    tokenizer.save_pretrained(temporary)
     (temporary / CONFIG).write_text(json.dumps(config, indent=1))
-    torch.save(state, temporary / OPTIMIZER)
+    tokenizer.save_pretrained(temporary)
+    try:
+        save_model(model, temporary)
+        torch.save(state, temporary / OPTIMIZER)
+    except (SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise  # not torch's words for a file that it could not write
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"checkpoint {target} could not be written ({reason}); free space and go on with --resume "
+            f"{directory.parent}"
+        ) from error
     written = sorted(path for path in temporary.rglob("*") if path.is_file())
     files = {path.relative_to(temporary).as_posix(): _digest(path) for path in written}
     whole = {"phase": progress.phase, "step": progress.step, "files": files}
@@ -67,17 +78,17 @@ def save_checkpoint(
     return target
 
 
-def newest_checkpoint(directory: Path) -> tuple[Path, Progress, list[str]] | None:
-    """The newest whole checkpoint, its progress, and a line about each torn one passed over; None when there is
-    none."""
+def newest_checkpoint(directory: Path) -> tuple[tuple[Path, Progress] | None, list[str]]:
+    """The newest whole checkpoint and its progress, None when there is none; and a line about each torn one passed
+    over."""
     passed_over = []
     for path in reversed(_checkpoints(directory)):
         fault = find_fault(path)
         if fault is None:
             state = json.loads((path / STATE).read_text())
-            return path, Progress(phase=state["phase"], step=state["step"]), passed_over
-        passed_over.append(f"checkpoint {path} is torn ({fault}): using the one before it")
-    return None
+            return (path, Progress(phase=state["phase"], step=state["step"])), passed_over
+        passed_over.append(f"checkpoint {path} is torn ({fault}) and passed over")
+    return None, passed_over
 
 
 def read_state(path: Path) -> dict[str, Any]:

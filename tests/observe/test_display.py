@@ -96,9 +96,9 @@ def test_plain_lines_golden() -> None:
         "ledger: rl, 120 steps",
         "rl   0/120  heldout sampled 0.250  greedy 0.620   0:05",
         "rl   1/120  reward  0.412  success 0.500  entropy 0.831  grad   0.523  kl   1e-07  ratio 1 exactly"
-        "  clip   0%  bad 10.0%  tok/s  4.2k   0:07  eta 3:58",
+        "  clip   0%  bad  6.9%  tok/s  4.2k   0:07  eta 3:58",
         "rl   2/120  reward -1.000  success 0.500  entropy 0.831  grad   0.523  kl   1e-07  ratio 1..1.00002"
-        "  clip 1.2%  bad 10.0%  tok/s  4.2k   0:09  eta 3:56",
+        "  clip 1.2%  bad  6.9%  tok/s  4.2k   0:09  eta 3:56",
         "checkpoint written",
         "ledger: rl ended at step 2/120 after 0:09",
     ]
@@ -148,7 +148,7 @@ def test_the_picture_fits_and_shows_everything(width: int, height: int) -> None:
         "1.3e-07",
         "7.5k tok/s 1.42 s",
         "10.2k tok/s 0.91 s",
-        "malformed calls   10.0%",
+        "malformed         6.9%",
         "97.0%",
     ):
         assert text in shown
@@ -215,8 +215,8 @@ def test_remaining_time_is_of_recent_steps_and_leaves_evaluations_out() -> None:
     assert resumed.remaining_s(4.0) == pytest.approx(49 * 4)
 
 
-def test_malformed_share_counts_calls_that_were_never_calls() -> None:
-    assert malformed_share({"events/tool_calls": 4.0, "events/malformed": 1.0}) == 0.25
-    assert malformed_share({"events/tool_calls": 0.0, "events/malformed": 1.0}) == 1.0
-    assert malformed_share({"events/tool_calls": 0.0, "events/malformed": 0.0}) == 0.0
+def test_malformed_share_is_of_all_actions_or_calls() -> None:
+    for turns, calls, malformed, share in ((2.75, 0.875, 1.0, 1 / 2.75), (1.0, 4.0, 1.0, 0.25), (0.0, 0.0, 0.0, 0.0)):
+        counts = {"num_turns": turns, "events/tool_calls": calls, "events/malformed": malformed}
+        assert malformed_share(counts) == share
     assert malformed_share({"events/tool_calls": 0.0}) is None

@@ -152,6 +152,18 @@ def test_faults_add_up_over_an_action():
     assert played.messages[2] == tells("4")
 
 
+def test_a_function_that_is_no_tool_is_named():
+    class Plain(Shop):
+        def tools(self, task, state):
+            return (double, double.function)
+
+    with pytest.raises(TypeError, match=r"tools\(\) gave <function double.*>, which is no Tool: put @tool above"):
+        asyncio.run(Plain().start(TASK))
+    for wrong in (0, -1.0, math.nan):
+        with pytest.raises(ValueError, match=r"tool\(timeout_s=.*\): must be above 0"):
+            tool(timeout_s=wrong)
+
+
 def test_an_environment_without_tools_says_so():
     class Bare(Shop):
         def tools(self, task, state):

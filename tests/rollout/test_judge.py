@@ -415,7 +415,8 @@ def test_any_text_comes_back_from_its_object(shown):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"url": "localhost:8000/v1"}, "must be http"),
+        ({"url": "localhost:8000/v1"}, "url='localhost:8000/v1'\\): must be http"),
+        ({"url": "http://host:8124/v1?a=b"}, "url='http://host:8124/v1'"),
         ({"url": f"https://user:{KEY}@host/v1"}, "url='https://host/v1'"),
         ({"url": f"https://host/v1?key={KEY}"}, "url='https://host/v1'"),
         ({"low": 1.0, "high": 1.0}, "high must be above low"),

@@ -69,7 +69,7 @@ def test_a_checkpoint_is_a_plain_hugging_face_folder(save, trainer, tokenizer):
 
 def test_the_optimiser_comes_back_exactly(save, trainer, tmp_path):
     save(1)
-    path, _, _ = newest_checkpoint(tmp_path)
+    (path, _), _ = newest_checkpoint(tmp_path)
     resumed = Trainer(load_model(path), Optimizer(learning_rate=1e-2))
     resumed.load_state_dict(read_state(path))
     for one in (trainer, resumed):
@@ -81,18 +81,18 @@ def test_the_optimiser_comes_back_exactly(save, trainer, tmp_path):
 
 
 def test_none_where_there_is_none(tmp_path):
-    assert newest_checkpoint(tmp_path) is None
-    assert newest_checkpoint(tmp_path / "missing") is None
+    assert newest_checkpoint(tmp_path) == (None, [])
+    assert newest_checkpoint(tmp_path / "missing") == (None, [])
 
 
 def test_the_newest_is_the_latest_of_reinforcement_learning(save, tmp_path):
     for phase, step in (("rl", 2), ("sft", 400), ("rl", 10)):
         save(step, phase)
-    path, progress, passed_over = newest_checkpoint(tmp_path)
+    (path, progress), passed_over = newest_checkpoint(tmp_path)
     assert (path.name, progress, passed_over) == ("rl-000010", Progress(phase="rl", step=10), [])
     shutil.rmtree(tmp_path / "rl-000010")
     shutil.rmtree(tmp_path / "rl-000002")
-    assert newest_checkpoint(tmp_path)[1] == Progress(phase="sft", step=400)
+    assert newest_checkpoint(tmp_path)[0][1] == Progress(phase="sft", step=400)
 
 
 def damage_truncated(folder):
@@ -145,12 +145,13 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(save, tmp_path, damage, f
     save(2)
     assert find_fault(tmp_path / "rl-000002") is None
     damage(tmp_path / "rl-000002")
-    path, progress, (remark,) = newest_checkpoint(tmp_path)
+    (path, progress), (remark,) = newest_checkpoint(tmp_path)
     assert (path.name, progress.step) == ("rl-000001", 1)
     assert fault in remark
     assert "rl-000002" in remark
     damage(tmp_path / "rl-000001")
-    assert newest_checkpoint(tmp_path) is None
+    found, remarks = newest_checkpoint(tmp_path)
+    assert found is None and len(remarks) == 2
 
 
 def test_only_the_newest_are_kept(save, tmp_path):
@@ -174,17 +175,17 @@ def test_a_save_that_is_cut_short_leaves_the_one_before(save, tmp_path, monkeypa
         with pytest.raises(KeyboardInterrupt):
             save(2)
     assert names(tmp_path) == [".rl-000002.tmp", "rl-000001"]
-    assert newest_checkpoint(tmp_path)[1].step == 1
+    assert newest_checkpoint(tmp_path)[0][1].step == 1
     save(2)
     assert names(tmp_path) == ["rl-000001", "rl-000002"]
-    assert newest_checkpoint(tmp_path)[1].step == 2
+    assert newest_checkpoint(tmp_path)[0][1].step == 2
 
 
 def test_a_step_saved_again_replaces_the_first(save, tmp_path, trainer):
     save(1)
     save(1)
     assert names(tmp_path) == ["rl-000001"]
-    loaded = load_model(newest_checkpoint(tmp_path)[0]).state_dict()
+    loaded = load_model(newest_checkpoint(tmp_path)[0][0]).state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in trainer.model.state_dict().items())
 
 
