@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 TRL := .venv-trl
 VERIFIERS := .venv-verifiers
+VERIFIERS_NEXT := .venv-verifiers-next
 READY := $(VENV)/.ready
 # Torch's threads must not spin while they wait: on a shared machine that costs more than it gains.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -17,7 +18,7 @@ help:
 	@echo "make test            run the tests"
 	@echo "make test-slow       the long ones: the hostile suite in both tiers, 10,000 calls, 20,000 fuzzed answers"
 	@echo "make test-mutation   take each protection out of the sandbox and see named hostile cases succeed"
-	@echo "make test-verifiers  the adapter against the verifiers package, in a virtual environment of its own"
+	@echo "make test-verifiers  the adapter against the verifiers package, old and new, each in a virtual environment of its own"
 	@echo "make check           lint, formatting and types"
 	@echo "make benchmark-step  a whole GRPO step against TRL's, side by side"
 	@echo "make benchmark-model attention, experts, log-probs and a training step against transformers and TRL"
@@ -50,16 +51,26 @@ test-slow: setup
 test-mutation: setup
 	$(VENV)/bin/python tests/sandbox/mutation.py
 
+# verifiers has two interfaces, and each is tried with the last release that has it. uv is what 0.4 starts programs with.
 $(VERIFIERS)/.ready: tests/environments/verifiers/requirements.txt $(wildcard tests/environments/verifiers/example/*)
-	@echo "setup: verifiers in its own virtual environment $(VERIFIERS)"
+	@echo "setup: verifiers below 0.4 in its own virtual environment $(VERIFIERS)"
 	@test -x $(VERIFIERS)/bin/python || $(PYTHON) -m venv $(VERIFIERS)
 	$(VERIFIERS)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/environments/verifiers/requirements.txt
 	$(VERIFIERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall ./tests/environments/verifiers/example
 	@touch $@
 
+$(VERIFIERS_NEXT)/.ready: tests/environments/verifiers/requirements_next.txt $(wildcard tests/environments/verifiers/example_next/* tests/environments/verifiers/example_next/*/*)
+	@echo "setup: verifiers 0.4 in its own virtual environment $(VERIFIERS_NEXT)"
+	@test -x $(VERIFIERS_NEXT)/bin/python || $(PYTHON) -m venv $(VERIFIERS_NEXT)
+	$(VERIFIERS_NEXT)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/environments/verifiers/requirements_next.txt
+	$(VERIFIERS_NEXT)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall ./tests/environments/verifiers/example_next
+	PATH="$(abspath $(VERIFIERS_NEXT))/bin:$$PATH" $(VERIFIERS_NEXT)/bin/python tests/environments/verifiers/prepare_program.py
+	@touch $@
+
 # Without the conftest above, which needs torch.
-test-verifiers: $(VERIFIERS)/.ready
+test-verifiers: $(VERIFIERS)/.ready $(VERIFIERS_NEXT)/.ready
 	$(VERIFIERS)/bin/python -m pytest --confcutdir=tests/environments tests/environments/verifiers
+	PATH="$(abspath $(VERIFIERS_NEXT))/bin:$$PATH" $(VERIFIERS_NEXT)/bin/python -m pytest --confcutdir=tests/environments tests/environments/verifiers
 
 check: setup
 	$(VENV)/bin/ruff check .
@@ -86,4 +97,4 @@ benchmark-sandbox: setup
 	$(VENV)/bin/python benchmarks/sandbox.py
 
 clean:
-	rm -rf $(VENV) $(TRL) $(VERIFIERS)
+	rm -rf $(VENV) $(TRL) $(VERIFIERS) $(VERIFIERS_NEXT)

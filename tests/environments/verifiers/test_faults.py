@@ -201,7 +201,7 @@ def test_a_start_that_is_cancelled_is_cleaned_up(make):
         make.log["setup"] += 1
         await asyncio.Event().wait()
 
-    environment._environment.setup_state = slow
+    environment._inner.environment.setup_state = slow
 
     async def run():
         start = asyncio.create_task(environment.start(environment.tasks("train")[0]))
@@ -214,7 +214,7 @@ def test_a_start_that_is_cancelled_is_cleaned_up(make):
     try:
         assert asyncio.run(run()) == set()
     finally:
-        del environment._environment.setup_state
+        del environment._inner.environment.setup_state
     assert make.log["cleanup"] == 1
 
 
@@ -357,8 +357,8 @@ def test_signals_stay_as_they_were(make):
 
 
 def test_the_same_environment_is_loaded_once(make):
-    assert make()._environment is make()._environment
-    assert make()._environment is not make(num_rows=3)._environment
+    assert make()._inner.environment is make()._inner.environment
+    assert make()._inner.environment is not make(num_rows=3)._inner.environment
 
 
 def test_what_it_scores_is_a_score(make):

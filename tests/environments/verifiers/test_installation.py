@@ -1,4 +1,4 @@
-"""Which verifiers Lockstep takes, said in one line; the adapter itself loads nothing of it."""
+"""Which verifiers Lockstep takes, said in one line, and which of its interfaces; the adapter loads nothing of it."""
 
 import subprocess
 import sys
@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from lockstep.environments import verifiers as adapter
+from lockstep.environments.verifiers_adapter.loaded import LoadedEnvironment
+from lockstep.environments.verifiers_adapter.tasksets import TasksetEnvironment
 from lockstep.types import UserError
 
 
@@ -26,7 +28,7 @@ def test_without_verifiers_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(adapter, "version", missing)
     with pytest.raises(UserError) as raised:
         adapter.VerifiersEnvironment(id="not-asked-for-elsewhere")
-    needs = "VerifiersEnvironment needs the package verifiers: pip install 'verifiers>=0.1.14,<0.4'"
+    needs = "VerifiersEnvironment needs the package verifiers: pip install 'verifiers>=0.1.14,<0.5'"
     assert str(raised.value) == needs
 
 
@@ -35,10 +37,10 @@ def test_without_verifiers_it_says_how_to_install_it(monkeypatch):
     [
         ("0.1.9.post3", "verifiers 0.1.9.post3 is too old"),
         ("0.1.13", "is too old"),
-        ("0.4.0", "verifiers 0.4.0 has no load_environment any more"),
-        ("0.4", "has no load_environment any more"),
-        ("0.10", "has no load_environment any more"),
-        ("1.0.0rc1", "has no load_environment any more"),
+        ("0.5.0", "verifiers 0.5.0 is newer than what Lockstep was tried with"),
+        ("0.5", "is newer than"),
+        ("0.10", "is newer than"),
+        ("1.0.0rc1", "is newer than"),
     ],
 )
 def test_another_version_is_refused_by_name(monkeypatch, found, said):
@@ -48,14 +50,32 @@ def test_another_version_is_refused_by_name(monkeypatch, found, said):
     assert "pip install" in str(raised.value) and "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("found", ["0.1.14", "0.1.14.dev2", "0.2", "0.2.1", "0.3.1", "0.3.99"])
-def test_a_version_in_range_will_do_and_nothing_is_loaded_yet(monkeypatch, found):
+INTERFACES = {
+    LoadedEnvironment: ["0.1.14", "0.1.14.dev2", "0.2", "0.2.1", "0.3.1", "0.3.99"],
+    TasksetEnvironment: ["0.4", "0.4.0", "0.4.0.dev3", "0.4.17"],
+}
+
+
+@pytest.mark.parametrize(("kind", "found"), [(kind, found) for kind, all in INTERFACES.items() for found in all])
+def test_a_version_in_range_will_do_and_nothing_is_loaded_yet(monkeypatch, kind, found):
     monkeypatch.setattr(adapter, "version", lambda name: found)
-    monkeypatch.setattr(adapter, "loaded", None)
-    assert adapter.VerifiersEnvironment(id="not-installed").args == {}
+    environment = adapter.VerifiersEnvironment(id="not-installed", num_heldout=3)
+    assert environment.args == {} and environment.demonstrations(0) == ()
+    assert type(environment._inner) is kind and environment._inner.num_heldout == 3
 
 
+@pytest.mark.parametrize("option", [{"num_tasks": 5}, {"allow_unsafe": True}])
+def test_an_option_without_effect_is_refused(monkeypatch, option):
+    monkeypatch.setattr(adapter, "version", lambda name: "0.3.1")
+    ((name, value),) = option.items()
+    with pytest.raises(UserError, match=rf"environment\.{name}={value}: has no effect on .* below 0\.4; leave it out"):
+        adapter.VerifiersEnvironment(id="x", **option)
+    monkeypatch.setattr(adapter, "version", lambda name: "0.4.0")
+    assert getattr(adapter.VerifiersEnvironment(id="x", **option)._inner, name) == value
+
+
+@pytest.mark.parametrize("name", ["num_heldout", "num_tasks"])
 @pytest.mark.parametrize("number", [0, -3])
-def test_a_split_needs_rows_held_out(number):
-    with pytest.raises(UserError, match=f"environment.num_heldout={number}"):
-        adapter.VerifiersEnvironment(id="x", num_heldout=number)
+def test_a_number_of_tasks_is_above_0(name, number):
+    with pytest.raises(UserError, match=f"environment.{name}={number}"):
+        adapter.VerifiersEnvironment(id="x", **{name: number})

@@ -157,7 +157,7 @@ def check_same(output, trajectory):
 @pytest.mark.parametrize(("kind", "name"), NAMES)
 def test_the_same_conversation_reward_and_metrics(example, kind, name):
     environment = example(kind)
-    native = environment._environment
+    native = environment._inner.environment
     trajectories = compared(
         environment, native, environment.tasks("heldout"), lambda answer: CASES[kind](answer)[name], "heldout"
     )
@@ -169,7 +169,9 @@ def test_training_rows_too(example):
     environment = example("tools")
     tasks = environment.tasks("train")
     assert len(tasks) == 8
-    compared(environment, environment._environment, tasks, lambda answer: tools(answer)["two calls together"], "train")
+    compared(
+        environment, environment._inner.environment, tasks, lambda answer: tools(answer)["two calls together"], "train"
+    )
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -195,7 +197,7 @@ def test_an_environment_that_verifiers_itself_brings(example, right):
     Lockstep."""
     pytest.importorskip("reasoning_gym")
     environment = example("gym")
-    native = environment._environment
+    native = environment._inner.environment
     assert type(native).__name__ == "ReasoningGymEnv"
 
     def script(number):
