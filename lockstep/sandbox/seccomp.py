@@ -34,7 +34,7 @@ WAITING = """
     eventfd eventfd2 futex getitimer gettimeofday nanosleep pause poll ppoll pselect6 restart_syscall sched_yield select
     setitimer signalfd signalfd4 time timerfd_create timerfd_gettime timerfd_settime alarm
 """
-MEMORY = "brk madvise mincore mlock mlock2 mprotect mremap msync munlock munmap"
+MEMORY = "brk mlock mlock2 mprotect mremap msync munlock munmap"
 PROCESS = """
     arch_prctl capget execve exit exit_group fork getcpu getegid geteuid getgid getgroups getpgid getpgrp getpid getppid
     getpriority getrandom getresgid getresuid getrlimit getrusage getsid gettid getuid kill membarrier rseq
@@ -80,9 +80,11 @@ _O_TRUNC, _O_ACCMODE = 0x200, 0x3
 CONDITIONS: Mapping[str, Sequence[Condition]] = {
     # a thread with descriptors of its own (CLONE_THREAD, 0x10000, without CLONE_FILES, 0x400) could hide files there
     "clone": [OneOf(0, [0], _NEW_NAMESPACES_AND_PARENT), NoneOf(0, [0x10000], 0x10400)],
-    # no RWF_NOWAIT, no POSIX_FADV_DONTNEED: which pages of the runtime are in memory would carry bits to later calls
+    # no RWF_NOWAIT, no POSIX_FADV_DONTNEED, no MADV_COLD or MADV_PAGEOUT (and no mincore): which pages of the runtime
+    # are in memory carries bits to later calls. The time that a read takes, and getrusage's count of reads, still do.
     "preadv2": [NoneOf(5, [8], 8)],
     "fadvise64": [NoneOf(3, [4])],
+    "madvise": [NoneOf(2, [20, 21])],
     "close_range": [OneOf(2, [0, 4])],  # not CLOSE_RANGE_UNSHARE
     "open": [NoneOf(1, [_O_TRUNC], _O_TRUNC | _O_ACCMODE)],  # a read-only open that truncates escapes old Landlock
     "openat": [NoneOf(2, [_O_TRUNC], _O_TRUNC | _O_ACCMODE)],

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -195,17 +196,23 @@ class Sessions:
             self._end(state)
 
     def _start(self, limits: Limits) -> Interpreter:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        code, readable = sealed.code_page()
-        stdout = sealed.output("stdout", limits.output_bytes)
-        stderr = sealed.output("stderr", limits.output_bytes)
         number = self._next_number()
         message = {"call": number, "limits": asdict(limits), "stdin": False, "files": False, "session": True}
-        ours.setblocking(False)  # a guest must not be able to make this process wait
-        with theirs:
-            self._send(message, [readable, stdout, stderr, theirs.fileno()])
-        os.close(readable)
-        return Interpreter(number, ours, code, stdout, stderr)
+        with ExitStack() as if_it_fails, ExitStack() as when_sent:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            ours.setblocking(False)  # a guest must not be able to make this process wait
+            if_it_fails.callback(ours.close)
+            when_sent.callback(theirs.close)
+            code, readable = sealed.code_page()
+            if_it_fails.callback(os.close, code)
+            when_sent.callback(os.close, readable)
+            outputs = []
+            for name in ("stdout", "stderr"):
+                outputs.append(sealed.output(name, limits.output_bytes))
+                if_it_fails.callback(os.close, outputs[-1])
+            self._send(message, [readable, *outputs, theirs.fileno()])
+            if_it_fails.pop_all()
+        return Interpreter(number, ours, code, *outputs)
 
     def _again(self, state: State, run: Run, reason: str) -> None:
         """A run that the sandbox itself lost: once more if no state was lost with it."""

@@ -63,7 +63,11 @@ NO_AS = (
     "",
 )
 NO_NPROC = ("guest.py", "        (resource.RLIMIT_NPROC, tasks, tasks),\n", "")
-NO_FSIZE = ("guest.py", "        (resource.RLIMIT_FSIZE, limits.files_bytes, limits.files_bytes),\n", "")
+NO_FSIZE = (
+    "guest.py",
+    "        (resource.RLIMIT_FSIZE, *[max(limits.files_bytes, limits.output_bytes + resource.getpagesize())] * 2),\n",
+    "",
+)
 NO_MEMORY_LOOK = ("supervisor.py", "        if private > call.limits.memory_bytes:", "        if private < 0:")
 NO_TASKS_LOOK = (
     "supervisor.py",
@@ -91,6 +95,8 @@ HEARD = (
     "                        "
 )
 NO_SIGNAL_SCOPE = ("landlock.py", 'scopes = struct.pack("Q", 0b11)', 'scopes = struct.pack("Q", 0b01)')
+OUT_OF_BAND = ("seccomp.py", '"sendto": [NullPointer(4), OneOf(3, [0], 1)]', '"sendto": [NullPointer(4)]')
+BLOCKING = ("session.py", "        ours.setblocking(False)", "        ours.setblocking(True)")
 NO_SOCKET_SCOPE = ("landlock.py", 'scopes = struct.pack("Q", 0b11)', 'scopes = struct.pack("Q", 0b10)')
 
 MUTATIONS: Sequence[Mutation] = (
@@ -236,6 +242,29 @@ MUTATIONS: Sequence[Mutation] = (
     *mutate("filter: process groups and sessions", "l", [allow("setsid", "setpgid")], "daemon"),
     *mutate(
         "filter: priorities", "nl", [allow("setpriority")], "leave_priority", held_by="priorities are a process's own"
+    ),
+    *mutate(
+        "filter: threads with descriptors of their own",
+        "l",
+        [("seccomp.py", ", NoneOf(0, [0x10000], 0x10400)],", "],")],
+        "hide_files_in_raw_threads",
+    ),
+    *mutate("filter: flags of close_range", "l", no_condition("close_range"), "hide_files_in_another_table"),
+    *mutate("filter: timers with signals", "nl", [allow("timer_create", "timer_settime")], "session_wakes_itself"),
+    *mutate("filter: flags of preadv2", "nl", no_condition("preadv2"), "see_cached_page"),
+    *mutate("filter: advice of fadvise", "nl", no_condition("fadvise64"), "drop_cached_page"),
+    *mutate(
+        "filter: bytes out of band",
+        "nl",
+        [OUT_OF_BAND],
+        "session_sends_out_of_band",
+        held_by="the trainer never waits for a channel",
+    ),
+    *mutate(
+        "filter: bytes out of band, and a channel that the trainer never waits for",
+        "nl",
+        [OUT_OF_BAND, BLOCKING],
+        "session_sends_out_of_band",
     ),
     # files
     *mutate(
@@ -487,6 +516,51 @@ MUTATIONS: Sequence[Mutation] = (
         "outlive_the_trainer",
         held_by="the end of its connection",
     ),
+    # the supervisor's looks
+    *mutate(
+        "names need not be text",
+        "n",
+        [("watch.py", ', errors="surrogateescape"', "")],
+        "odd_name",
+    ),
+    *mutate(
+        "names need not be text",
+        "l",
+        [("watch.py", ', errors="surrogateescape"', "")],
+        "odd_name",
+        "odd_name_of_mapping",
+    ),
+    *mutate(
+        "a name is no line of its own: a process's",
+        "nl",
+        [("watch.py", '_text(proc, path).split("\\n")', "_text(proc, path).splitlines()")],
+        "odd_name",
+        "hide_memory_by_name",
+    ),
+    *mutate(
+        "a name is no line of its own: a mapped file's",
+        "l",
+        [("watch.py", 'maps.split("\\n")', "maps.splitlines()")],
+        "odd_line_of_mapping",
+    ),
+    *mutate(
+        "memory of a process whose first thread has ended",
+        "nl",
+        [("watch.py", "for task in _tasks(proc, pid))\n    return next(", "for task in ())\n    return next(")],
+        "hide_memory_behind_first_thread",
+    ),
+    *mutate(
+        "files of a process whose first thread has ended",
+        "l",
+        [("watch.py", '(f"{pid}/task/{task}" for task in _tasks(proc, pid)):', "[str(pid)]:")],
+        "hide_files_behind_first_thread",
+    ),
+    *mutate(
+        "how much of a process's mappings is read",
+        "l",
+        [("watch.py", "_MOST_MAPS_BYTES = 1 << 20", "_MOST_MAPS_BYTES = 1 << 40")],
+        "stall_by_long_mappings",
+    ),
     # privilege
     *mutate("no new privileges", "nl", [("guest.py", "    native.prctl(native.PR_SET_NO_NEW_PRIVS, 1)\n", "")]),
     *mutate(
@@ -592,6 +666,27 @@ MUTATIONS: Sequence[Mutation] = (
         "flood_stdout",
     ),
     # from call to call
+    *mutate(
+        "an open file of /dev/null for each guest",
+        "nl",
+        [
+            ("supervisor.py", 'os.open("/dev/null", os.O_RDONLY),', "self._null,"),
+            (
+                "supervisor.py",
+                "        self._max_guests, ",
+                '        self._null = guest.high(os.open("/dev/null", os.O_RDONLY))\n        self._max_guests, ',
+            ),
+        ],
+        "leave_lock",
+        "leave_flag",
+    ),
+    *mutate(
+        "a session's code cannot be opened again",
+        "l",
+        [("sealed.py", "    os.fchmod(descriptor, 0)", "    os.fchmod(descriptor, 0o777)")],
+        "session_writes_its_code",
+    ),
+    *mutate("the trainer never waits for a session's channel", "nl", [BLOCKING], "session_answers_beforehand"),
     *mutate(
         "random numbers differ",
         "nl",

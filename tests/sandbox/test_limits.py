@@ -49,6 +49,14 @@ def test_output_up_to_the_limit_is_whole(run, size):
     assert (outcome.status, outcome.stdout, outcome.truncated) == ("ok", "x" * size, False)
 
 
+@pytest.mark.parametrize("size", [5000, 10_001])
+def test_less_room_for_files_than_for_output_cuts_no_output(run, size):
+    limits = Limits(files_bytes=4096, output_bytes=10_000)
+    outcome = run(f"print('x' * {size}, end='')", limits=limits)
+    assert (outcome.status, outcome.stdout, outcome.stderr) == ("ok", "x" * min(size, 10_000), "")
+    assert outcome.truncated == (size > 10_000)
+
+
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_output_beyond_the_limit_is_cut(run, stream):
     limits = Limits(output_bytes=10_000)
@@ -140,6 +148,15 @@ def test_number_of_files(run, sandbox):
 def test_given_files_beyond_the_limits_are_the_callers_mistake(run, given):
     with pytest.raises(ValueError, match="raise it"):
         run("1", limits=Limits(files_bytes=4096, max_files=8), **given)
+
+
+def test_given_files_take_whole_pages(run):
+    """As in the file system that they go to."""
+    files = {f"f{number}": b"x" for number in range(8)}
+    with pytest.raises(ValueError, match=r"32768 bytes in whole pages .*raise it"):
+        run("1", files=files, limits=Limits(files_bytes=16384))
+    outcome = run("import os; print(len(os.listdir()))", files=files, limits=Limits(files_bytes=32768))
+    assert outcome.stdout == "8\n"
 
 
 def test_descriptors_and_core(run):

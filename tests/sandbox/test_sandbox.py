@@ -106,6 +106,29 @@ def test_a_file_name_that_leaves_scratch_is_refused(run, name):
         run("1", files={name: b""})
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"a": b"1", "a/b": b"2"},
+        {"a/b/c": b"1", "a/b": b"2"},
+        {"x" * 256: b""},
+        {"d/" + "\N{SNOWMAN}" * 86: b""},  # 258 bytes
+        {"/".join(["d" * 200] * 21): b""},
+        {"a\ud800": b""},
+        {"\ud800/a": b""},
+    ],
+    ids=["file and folder", "deeper", "long", "long in bytes", "long path", "surrogate", "folder with a surrogate"],
+)
+def test_a_name_that_no_file_can_have_is_refused(run, files):
+    with pytest.raises(ValueError, match="cannot be a file's name"):
+        run("1", files=files)
+
+
+def test_the_longest_names(run):
+    files = {"x" * 255: b"1", "/".join(["d" * 200] * 18): b"1"}
+    assert run("import os; print(sorted(map(len, os.listdir())))", files=files).stdout == "[200, 255]\n"
+
+
 def test_nothing_stays_between_calls(run):
     assert run("open('left', 'w').write('x'); import builtins; builtins.secret = 1").status == "ok"
     seen = run("import os; print(os.listdir(), os.listdir(os.environ['TMPDIR']), 'secret' in dir(__builtins__))")

@@ -19,7 +19,7 @@ MASK = (1 << 32) - 1
 ALLOWED = "allowed"
 
 FORBIDDEN = """
-    socket connect bind listen accept accept4 sendmsg recvmsg sendmmsg recvmmsg ptrace process_vm_readv
+    mincore socket connect bind listen accept accept4 sendmsg recvmsg sendmmsg recvmmsg ptrace process_vm_readv
     process_vm_writev unshare setns mount umount2 pivot_root chroot bpf perf_event_open userfaultfd keyctl add_key
     request_key io_uring_setup io_uring_enter io_uring_register setsid setpgid setuid setgid setresuid setresgid
     setgroups capset seccomp personality mknod mknodat chown fchown lchown fchownat shmget shmat shmctl semget
@@ -28,7 +28,7 @@ FORBIDDEN = """
     setpriority ioprio_set reboot init_module finit_module kexec_load swapon sethostname settimeofday clock_settime
     syslog move_pages migrate_pages mbind clone3 landlock_create_ruleset landlock_restrict_self open_tree move_mount
     fsopen mount_setattr inotify_init1 fanotify_init quotactl acct iopl ioperm modify_ldt vhangup rt_sigqueueinfo
-    rt_tgsigqueueinfo setxattr openat2
+    rt_tgsigqueueinfo setxattr openat2 timer_create timer_settime
 """
 
 
@@ -115,6 +115,8 @@ def test_unknown_numbers_fail(number):
         (("clone", 0x02000011), errno.EPERM),  # CLONE_NEWCGROUP
         (("clone", 0x8011), errno.EPERM),  # CLONE_PARENT
         (("clone", (1 << 32) | 0x10000011), errno.EPERM),
+        (("clone", 0x00010900), errno.EPERM),  # CLONE_THREAD without CLONE_FILES
+        (("clone", 0x4111), ALLOWED),  # vfork with CLONE_VM, no thread
         (("clone3",), errno.ENOSYS),
         (("memfd_create",), errno.ENOSYS),
         (("socketpair", 1, 1), ALLOWED),
@@ -125,6 +127,21 @@ def test_unknown_numbers_fail(number):
         (("sendto", 3, 0, 9, 0, 0), ALLOWED),
         (("sendto", 3, 0, 9, 0, 0x7FFF0000), errno.EPERM),
         (("sendto", 3, 0, 9, 0, 1 << 40), errno.EPERM),
+        (("sendto", 3, 0, 9, 0x4040, 0), ALLOWED),  # MSG_NOSIGNAL | MSG_DONTWAIT
+        (("sendto", 3, 0, 9, 0x4001, 0), errno.EPERM),  # MSG_OOB
+        (("recvfrom", 3, 0, 9, 0x40), ALLOWED),
+        (("recvfrom", 3, 0, 9, 1), errno.EPERM),
+        (("close_range", 3, 9, 0), ALLOWED),
+        (("close_range", 3, 9, 4), ALLOWED),  # CLOSE_RANGE_CLOEXEC
+        (("close_range", 3, 9, 2), errno.EPERM),  # CLOSE_RANGE_UNSHARE
+        (("close_range", 3, 9, 6), errno.EPERM),
+        (("preadv2", 3, 0, 1, 0, 0, 0), ALLOWED),
+        (("preadv2", 3, 0, 1, 0, 0, 8), errno.EPERM),  # RWF_NOWAIT
+        (("preadv2", 3, 0, 1, 0, 0, 9), errno.EPERM),
+        (("fadvise64", 3, 0, 0, 2), ALLOWED),  # POSIX_FADV_SEQUENTIAL
+        (("fadvise64", 3, 0, 0, 4), errno.EPERM),  # POSIX_FADV_DONTNEED
+        (("madvise", 0, 0, 4), ALLOWED),  # MADV_DONTNEED, which is of the process's own memory
+        (("madvise", 0, 0, 21), errno.EPERM),  # MADV_PAGEOUT
         (("ioctl", 1, 0x5401), ALLOWED),
         (("ioctl", 1, 0x5421), ALLOWED),  # FIONBIO: asyncio
         (("ioctl", 1, 0x5412), errno.ENOTTY),  # TIOCSTI

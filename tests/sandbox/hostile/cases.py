@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.sandbox.hostile import (
+    answers,
     channels,
     clock,
     files,
     interpreter,
     kernel,
+    lasting,
     memory,
     neighbours,
     network,
@@ -19,6 +21,7 @@ from tests.sandbox.hostile import (
     sessions,
     stalling,
     status,
+    unseen,
     writing,
 )
 from tests.sandbox.hostile.case import Case
@@ -39,6 +42,9 @@ FAMILIES = (
     interpreter,
     sessions,
     stalling,
+    unseen,
+    answers,
+    lasting,
 )
 
 

@@ -157,6 +157,27 @@ for number in range(900):
 time.sleep(0.5)
 """,
     ),
+    stall(
+        "stall_by_long_mappings",
+        "maps a file whose path is long tens of thousands of times, in six processes",
+        """
+import ctypes
+for _ in range(15):
+    os.mkdir("d" * 250)
+    os.chdir("d" * 250)
+number = os.open("file", os.O_CREAT | os.O_RDWR)
+os.ftruncate(number, 1 << 23)
+os.unlink("file")
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+for _ in range(5):
+    if os.fork() == 0:
+        break
+for at in range(60000):
+    libc.mmap(None, ctypes.c_size_t(4096), 1 + at % 2 * 2, 1, number, ctypes.c_long(at % 2000 * 4096))
+time.sleep(1)
+""",
+    ),
     case(
         "reserve_disk",
         "reserves far more of the disk than it may, at once",
