@@ -132,7 +132,11 @@ def check(run: Run) -> None:
         "threads": run.threads,
         "sft.batch_size": run.sft.batch_size,
     }
+    if not hasattr(run.environment, "tasks"):
+        raise ConfigError(f"environment={run.environment!r}: give an environment, such as Ledger()")
     for option, value in counts.items():
+        if not isinstance(value, int):
+            raise ConfigError(f"{option}={value!r}: must be a whole number")
         if value < 1:
             raise ConfigError(f"{option}={value}: must be at least 1")
     _check_algorithm(run)

@@ -157,6 +157,20 @@ def test_a_class_in_place_of_its_object_is_named(capsys, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ('environment=Ledger(), num_steps="3"', "num_steps='3': must be a whole number"),
+        ("environment=None", "environment=None: give an environment"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The field")  # tyro says so too
+def test_values_of_another_type_in_a_recipe_are_named(options, words, capsys, tmp_path, monkeypatch):
+    imports = "from lockstep.config import Run\nfrom lockstep.environments.ledger import Ledger\n"
+    (tmp_path / "typed.py").write_text(f"{imports}run = Run(name='typed', {options})\n")
+    assert words in refused(["train", "typed.py"], capsys, tmp_path, monkeypatch)
+
+
 def test_a_recipes_own_bug_keeps_its_traceback(tmp_path, monkeypatch):
     (tmp_path / "broken.py").write_text("int('four')\n")
     monkeypatch.chdir(tmp_path)
