@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from lockstep.environments.held_out import is_held_out
-from lockstep.environments.mathematics.answers import Comparison, compared
+from lockstep.environments.mathematics.answers import Comparison, compared, is_quoted
 from lockstep.environments.mathematics.boxed import last_box
 from lockstep.environments.mathematics.easy import EasyProblem, demonstrate, easy_problems
 from lockstep.environments.mathematics.rows import MathRow, read_math_rows
@@ -127,7 +127,10 @@ class ReTool(ToolEnvironment):
     async def grade(self, ending: Ending) -> Score:
         """The parts of `scoring`; measured beside them: late, 1 where the comparison was ended at its limit."""
         said = last_box(ending.answer or "")
-        found = Comparison(False) if said is None else await compared(said, ending.task.data["answer"])
+        reference = ending.task.data["answer"]
+        problem = " ".join(message.content for message in ending.task.messages if message.role == "user")
+        is_answer = said is not None and not is_quoted(said, reference, problem)
+        found = await compared(said, reference) if is_answer else Comparison(False)
         parts = (
             {"correct": float(found.equal)}
             if self.scoring == "exact"

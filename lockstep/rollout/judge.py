@@ -136,8 +136,16 @@ class Judge:
             f'JSON object and nothing else: {{"reason": "in a sentence or two", "score": NUMBER}}, NUMBER from '
             f"{self.low:g} to {self.high:g}."
         )
-        cut = {name: cut_middle(text, self.max_characters) for name, text in shown.items()}
+        cut = {name: _fitting(text, self.max_characters) for name, text in shown.items()}
         return [{"role": "system", "content": told}, {"role": "user", "content": as_data(cut)}]
+
+
+def _fitting(text: str, most: int) -> str:
+    """A text with its middle left out, so that `as_data`, where one sign can take six characters, makes about `most` of
+    it. Else an answer of 30,000 `<` overflows the judge's context, and the refused request masks its trajectory."""
+    cut = cut_middle(text, most)
+    size = len(as_data({"": cut}))
+    return cut if size <= 2 * most + 64 else cut_middle(text, most * len(cut) // size)
 
 
 def as_data(shown: Mapping[str, str]) -> str:
@@ -175,7 +183,7 @@ def _of_object(body: str) -> float:
         return dict(pairs)
 
     try:
-        found = json.loads(body, object_pairs_hook=once)
+        found = json.loads(body, object_pairs_hook=once, strict=False)  # a line break in a string is no doubt
     except NoVerdict:
         raise
     except (ValueError, RecursionError):

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -263,6 +264,31 @@ def test_the_sandbox_prints_what_demonstrations_say():
 
     asyncio.run(check())
     asyncio.run(check())  # the sandbox is not bound to a loop
+
+
+WRITTEN = {
+    "remainder": r"({}\cdot{}) \bmod {}",
+    "sum": r"\sum_{{k={}}}^{{{}}} k",
+    "divisor": r"\gcd({},{})",
+    "times": r"{}\times{}",
+}
+
+
+def test_who_copies_the_problem_has_not_solved_it():
+    """math-verify would compute what the formula says."""
+    environment = ReTool(num_train=60)
+
+    async def earned(task):
+        question = task.messages[-1].content
+        formula = next(formula for word, formula in WRITTEN.items() if word in question)
+        numbers = re.findall(r"\d+", question)
+        start = await environment.start(task)
+        said = Message(role="assistant", channel="final", content=rf"\boxed{{{formula.format(*numbers)}}}")
+        score = await environment.reward(start.state, [*start.messages, said], False)
+        await environment.close(start.state)
+        return score.parts["correct"]
+
+    assert {asyncio.run(earned(task)) for task in environment.tasks("train")} == {0.0}
 
 
 # The tool

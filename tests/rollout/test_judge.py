@@ -128,6 +128,14 @@ def test_what_is_shown_can_be_chosen_and_is_cut(serve):
     assert shown == {"reference": "xxxxx\n[... 91 characters left out ...]\nxxxx4"}
 
 
+@pytest.mark.parametrize("sign", ["<", "[", "\x01", "\uff5c", "a"])
+def test_what_is_shown_is_cut_as_the_judge_reads_it(serve, sign):
+    """Signs that take six characters when they are escaped would overflow it, and mask the trajectory."""
+    server = serve("score: 1")
+    judged(made(server, max_characters=1000), ending(answer=sign * 1000))
+    assert len(server.requests[0][2]["messages"][1]["content"]) < 2300
+
+
 def test_without_an_answer_nobody_is_asked(serve):
     server = serve("score: 1")
     assert judged(made(server), ending(answer=None)) == [0.0]
@@ -143,6 +151,7 @@ def test_without_an_answer_nobody_is_asked(serve):
         ('```json\n{"score": 0.5}\n```', 0.5),
         ('```\n{"score": 0.5}\n```\n', 0.5),
         ("It is right.\nScore: 1", 1),
+        ('{"reason": "one line\nand another", "score": 1}', 1),
         ("Fine, 3 of 4.\n\n**score**: 0.75\n", 0.75),
         ('<think>maybe score: 0\nscore: 0</think>\n{"score": 1}', 1),
         ("so\n</think>\n\nscore: 1.0", 1),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -30,6 +31,8 @@ from lockstep.environments.instructions import (
 from lockstep.environments.instructions.language import known
 
 Checker = Callable[..., bool]
+# Signs without a shape, with which a forbidden word reads the same and is another; joiners are letters in some scripts.
+INVISIBLE = re.compile(r"[\u00ad\u200b\u2060\ufeff]|(?<=[A-Za-z])[\u200c\u200d]")
 MAY_BE_ZERO = ("n_start", "n_end", "min_words")  # other counts begin at 1
 
 CHECKERS: Mapping[str, Checker] = {
@@ -130,7 +133,8 @@ class Instruction:
 
     def followed(self, response: str) -> bool:
         """Whether the response, as it is, follows. An empty one follows nothing."""
-        return bool(response.strip()) and CHECKERS[self.id](response, **self.arguments)
+        seen = INVISIBLE.sub("", response)
+        return bool(seen.strip()) and CHECKERS[self.id](seen, **self.arguments)
 
     def followed_loosely(self, response: str) -> bool:
         """Whether any of the response's `variants` follows."""

@@ -32,7 +32,7 @@ def multiple_sections(response: str, *, section_spliter: str, num_sections: int,
     """detectable_format:multiple_sections. Lines begin with the mark and 1, 2, 3 ... (or I, II ..., or A, B ...): as
     many different ones as asked, or more where the prompt says `at least`. The mark is spelled as in the instruction.
     """
-    mark = re.compile(rf"{re.escape(section_spliter)}[ \t]+(\d{{1,4}}|[IVXLC]{{1,8}}|[A-Z])(?![^\W_])")
+    mark = re.compile(rf"{re.escape(section_spliter)}[^\S\n]+(\d{{1,4}}|[IVXLC]{{1,8}}|[A-Z])(?![^\W_])")
     begun = (mark.match(line.lstrip(BEFORE_A_MARK)) for line in response.split("\n"))
     found = len({match[1] for match in begun if match})
     more = re.search(r"at least \S+ sections", prompt, re.IGNORECASE) is not None

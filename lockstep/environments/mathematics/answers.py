@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from lockstep.environments.mathematics.pool import MathPool, Verdict
+from lockstep.environments.mathematics.pool import MathPool
 from lockstep.environments.mathematics.stated import HEDGES, number_alone, without_gaps
+from lockstep.rollout.concurrency import in_thread
 from lockstep.rollout.tool import InfrastructureError
 
 MAX_CHARACTERS = 1000  # of an answer; the longest reference of MATH has 159
 
 CLEANING = (
     (re.compile("\u2212"), "-"),
+    (re.compile(r"\\\\ ?\[-?[0-9.]+ ?(?:pt|ex|em|mm|cm)\]"), r"\\\\"),
     (re.compile(r"(?<=[0-9]),\\! ?(?=[0-9]{3}(?![0-9]))|\{,\}(?=[0-9])"), ","),
     (re.compile(r"(?<!\\)\\(?:!|(?:displaystyle|left|right|[bB]igg?[lr]?)(?![a-zA-Z]))|\{\}"), ""),
     (re.compile(r"(?<!\\)\\(?:[,;: ]|q?quad(?![a-zA-Z]))|~|\s+"), " "),
@@ -31,13 +33,21 @@ CLEANING = (
     (re.compile(r"\^ ?(?:\\circ|\{ ?\\circ ?\})|°|\\degree(?![a-zA-Z])"), ""),
     (re.compile(r"(?<!\\)\\[$()\[\]]|\$"), ""),
     (re.compile(r"^ ?[a-zA-Z] ?\\in(?![a-zA-Z])"), ""),
+    (re.compile(" {2,}"), " "),
 )
 EXPONENT = r"(?: ?\^ ?(?:[0-9]|\{[0-9]\}))?"
 UNIT = re.compile(rf"(?<=[0-9)}}\]a-zA-Z]) ?\\text ?\{{[^{{}}0-9]*\}}{EXPONENT}$")
 UNIT_IN_WORDS = re.compile(rf"(?<=[0-9}})])(?: [a-zA-Z]{{2,}}(?: [a-zA-Z]+)*| ?(?:cm|mm|km|kg|ft|mph)){EXPONENT}$")
 QUALIFIED = re.compile(rf"{HEDGES.pattern}|\b(?:less|more|fewer|[ap]\.?m)\b", re.IGNORECASE)  # no unit: it says more
+SCIENTIFIC = re.compile(r"\\(?:times|cdot) ?10 ?\^")
+UNDONE = re.compile(  # an operation that the answer leaves to the reader
+    r"\\(?:sum|prod|int|lim|gcd|lcm|min|max|det|[dt]?binom|choose|[lr]floor|[lr]ceil|[bp]?mod|div|[clv]?dots|log|ln"
+    r"|(?:arc)?(?:sin|cos|tan)|operatorname)(?![a-zA-Z])|!|\|"
+    r"|[0-9)}] ?(?:[-+*]|\\(?:times|cdot)(?![a-zA-Z])) ?[0-9({\\]|[0-9)] ?\( ?[-0-9]"
+)
 WORD = re.compile(r"(?:\\text ?\{ ?)?\(?([a-zA-Z]+(?: [a-zA-Z]+)*)\)?(?: ?\})?")
 IN_BASE = re.compile(r"(-?[0-9][0-9A-F]*)_ ?\{? ?([0-9]+) ?\}?")
+GROUP = re.compile(r"[(\[][^()\[\]]*,")
 NAMED = re.compile(r"([a-zA-Z]) ?= ?([^=]+)")
 
 
@@ -57,7 +67,7 @@ def equal(answer: str, reference: str) -> bool:
     said, meant = cleaned(answer), cleaned(reference)
     verdict = pool().compare(said, meant)
     if verdict in ("late", "crashed"):
-        _blame(pool().compare(meant, meant), reference)
+        _check_reference(meant)
     return verdict == "equal"
 
 
@@ -73,15 +83,20 @@ async def compared(answer: str, reference: str) -> Comparison:
     said, meant = cleaned(answer), cleaned(reference)
     verdict = await asyncio.wrap_future(pool().submit(said, meant))
     if verdict == "late" or verdict == "crashed":
-        _blame(await asyncio.wrap_future(pool().submit(meant, meant)), reference)
+        # Not submitted: it would stand behind all waiting answers, and the trajectory's time would pass there.
+        await in_thread(lambda: _check_reference(meant))
         return Comparison(False, verdict)
     return Comparison(verdict == "equal")
 
 
-def _blame(with_itself: Verdict, reference: str) -> None:
+@lru_cache(maxsize=4096)
+def _check_reference(meant: str) -> None:
+    """Raises InfrastructureError where a reference, cleaned, cannot be compared with itself: that an answer could not
+    be compared with it is then not the answer's doing. Once for each: what raises is not remembered."""
+    with_itself = pool().compare(meant, meant)
     if with_itself in ("late", "crashed"):
         raise InfrastructureError(
-            f"the reference {reference[:60]!r} cannot be compared with itself ({with_itself}): remove its row"
+            f"the reference {meant[:60]!r} cannot be compared with itself ({with_itself}): remove its row"
         )
 
 
@@ -142,12 +157,36 @@ def without_worker(answer: str, reference: str) -> bool | None:
         return other.groups() == base.groups() if other else said == base[1]
     if IN_BASE.fullmatch(said) or _otherwise_grouped(said, meant) or _is_false_equation(said, meant):
         return False
+    if _grouping(meant) in ("(", "[") and _holds_a_group(said):
+        return False
+    if number_alone(meant) is not None and _is_undone(said):
+        return False
     return _same_number(said, meant)
+
+
+def _is_undone(said: str) -> bool:
+    r"""Whether an answer, and each side of it where it is an equation, leaves the computing to whoever compares it:
+    66 \times 17, \gcd(92,76). math-verify would compute what the problem asked the policy for."""
+    return all(UNDONE.search(SCIENTIFIC.sub("", side)) for side in re.split(r"=(?![^{}]*\})|\\approx", said))
+
+
+def is_quoted(answer: str, reference: str, problem: str) -> bool:
+    """Whether an answer is a formula of the problem's, and not as the reference has it. Words and numbers, alone or
+    after `=`, are no formulas."""
+    said = cleaned(answer)
+    if WORD.fullmatch(said) or number_alone(said.rpartition("=")[2]) is not None:
+        return False
+    return _squeezed(said) != _squeezed(cleaned(reference)) and _squeezed(said) in _squeezed(cleaned(problem))
 
 
 def _otherwise_grouped(said: str, meant: str) -> bool:
     r"""Whether one is a set, \{1,2\}, and the other a pair or an interval, (1,2)."""
     return {_grouping(said), _grouping(meant)} in ({"set", "("}, {"set", "["})
+
+
+def _holds_a_group(said: str) -> bool:
+    """Whether a pair or an interval stands within something else, as in 2(1,2): math-verify reads the pair alone."""
+    return r"\cup" not in said and _grouping(said.rpartition("=")[2].strip()) == "" and GROUP.search(said) is not None
 
 
 def _grouping(text: str) -> str:

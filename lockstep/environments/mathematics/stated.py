@@ -25,7 +25,10 @@ THOUSANDS = re.compile(
 _ARGUMENT = r"\s*(?:\{\s*(-?[0-9][0-9,]*)\s*\}|([0-9]))"
 FRACTION = re.compile(rf"\\[dtc]?frac{_ARGUMENT}{_ARGUMENT}")
 LATEX = (
-    (re.compile("\u2212"), "-"),
+    (re.compile("[\u2212\u2011]"), "-"),
+    (re.compile("(?<=[0-9])[\u00a0\u2009\u202f](?=[0-9]{3}(?![0-9]))"), ","),
+    (re.compile("[\u00a0\u2009\u202f]"), " "),
+    (re.compile(r"(?<=\})\s*\^\s*(?:[23]|\{\s*[23]\s*\})(?=\s*$)"), " "),
     (re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s*\{([^{}\\]*)\}"), r" \1 "),
     (re.compile(r"\{,\}(?=[0-9])"), ","),
     (re.compile(r"\\!|\\(?=[$%#&])"), ""),
@@ -65,7 +68,8 @@ def without_gaps(text: str) -> str:
 
 def _slashed(fraction: re.Match[str]) -> str:
     top, bottom = fraction[1] or fraction[2], fraction[3] or fraction[4]
-    mixed = fraction.string[: fraction.start()][-1:].isdigit()
+    start = fraction.start()
+    mixed = fraction.string[max(0, start - 1) : start].isdigit()
     return f"{' ' if mixed else ''}{top}/{bottom} "
 
 

@@ -64,7 +64,7 @@ def evidence(person: Person, wanted: Constraint) -> tuple[str, ...]:
             return (person.headline,) if meets else ()
         case "degree":
             meets = DEGREES.index(person.degree) >= DEGREES.index(value)
-            return (f"{person.degree} {person.field}",) if meets else ()
+            return (f"{person.degree} {person.field}", f"Degree: {person.degree}") if meets else ()
         case "open":
             return ("Open to work",) if person.open_to_work else ()
         case _:

@@ -106,7 +106,11 @@ CASES = [
     (
         "detectable_format:multiple_sections",
         {"section_spliter": "SECTION", "num_sections": 2},
-        ["SECTION 1\nOne.\nSECTION 2\nTwo.", "**SECTION I**: a\n\n**SECTION II**: b", '"SECTION A\nx\nSECTION B\ny"'],
+        [
+            "SECTION 1\nOne.\nSECTION 2\nTwo.",
+            "**SECTION I**: a\n\n**SECTION\u202fII**: b",
+            '"SECTION A\nx\nSECTION B\ny"',
+        ],
         [
             "SECTION 1\nOne.",
             "SECTION 1\nSECTION 1",
@@ -143,7 +147,7 @@ CASES = [
         "keywords:forbidden_words",
         {"forbidden_words": ["rain", "sun"]},
         ["Snow falls.", "Trains on Sunday."],
-        ["Rain falls.", "the SUN!", "sun-dried"],
+        ["Rain falls.", "the SUN!", "sun-dried", "r\u00adain", "s\u200bu\u200dn"],
     ),
     (
         "keywords:frequency",

@@ -165,6 +165,19 @@ def test_every_training_reference_is_itself(math_folders):
     ("answer", "reference", "verdict"),
     [
         ("025", "25", True),
+        (r"2\left(\frac79,\frac29\right)", r"\left(\frac79,\frac29\right)", False),
+        (r"-\left(\frac79,\frac29\right)", r"\left(\frac79,\frac29\right)", False),
+        (r"\left(\frac79,\frac29\right)+1", r"\left(\frac79,\frac29\right)", False),
+        (r"66\times17", "1122", False),  # computing is the policy's part, here and below
+        (r"\gcd(92,76)", "4", False),
+        (r"(25\cdot76)\mod 4", "0", False),
+        (r"\sum_{k=23}^{92} k", "4025", False),
+        (r"\dbinom{31}{28}", "4495", False),
+        ("513^2 - 487^2", "26000", False),
+        ("5!", "120", False),
+        ("-5", "-5", True),
+        (r"3\sqrt{13} \, \mathrm{cm}", r"3\sqrt{13}", True),
+        (r"5 \; \text{square units}", "5", True),
         ("10,080", r"10,\!080", True),
         (r"11,\! 111,\! 111,\! 100", "11111111100", True),
         ("0.5", r"\frac12", True),
@@ -256,6 +269,13 @@ def test_what_text_and_numbers_decide(answer, reference, verdict):
         ("(b+2)(a+5)", "(a+5)(b+2)", True),
         ("-5i+6", "6 - 5i", True),
         ("(3,4)", "(3,4]", False),
+        (r"2 \cdot 3 = 6", "6", True),
+        (r"55 = 5\cdot 11", "55", True),
+        (r"1.2\times 10^3", "1200", True),
+        ("2^{10}", "1024", True),
+        (r"(x,y)=\left(\frac79,\frac29\right)", r"\left(\frac79,\frac29\right)", True),
+        (r"P=(3,4)", "(3,4)", True),
+        (r"\begin{bmatrix}-1&0\\[4pt]0&-1\end{bmatrix}", r"\begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix}", True),
         ("(-29,15)", "(15,-29)", False),
         (r"(3,\infty) \cup (-\infty, 2)", r"(-\infty, 2) \cup (3, \infty)", True),
         (r"\{-2,1-\sqrt5,1+\sqrt5\}", r"\{1\pm\sqrt{5},-2\}", True),
@@ -325,6 +345,45 @@ def test_a_late_answer_is_wrong_a_dead_worker_is_replaced_and_the_next_one_is_co
     os.kill(running(small_pool)[0], signal.SIGKILL)
     assert small_pool.compare("1+x", "x+1") == "crashed"
     assert small_pool.compare("1+x", "x+1") == "equal"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "quoted"),
+    [
+        ("19x + 1 - 4x - 81", "15x-80", True),
+        ("15x - 80", "15x-80", False),
+        (r"\sqrt{242}", r"11\sqrt2", True),
+        ("19x+1-4x-81", "19x + 1 - 4x - 81", False),  # so is the reference
+        ("x = 4", "x=4", False),
+        ("4", "5", False),
+        ("even", r"\text{even}", False),
+    ],
+)
+def test_a_formula_of_the_problem_is_no_answer(answer, reference, quoted):
+    problem = r"Simplify $19x + 1 - 4x - 81$ and $\sqrt{242}$ at $x = 4$; is it even or odd?"
+    assert answers_module.is_quoted(answer, reference, problem) is quoted
+
+
+def test_who_blames_the_reference_does_not_wait_behind_other_answers(monkeypatch):
+    """Late answers would else mask each other, and the right ones among them."""
+    asked = []
+
+    class Late:
+        def submit(self, answer, reference):
+            asked.append("submitted")
+            future = pool_module.Future()
+            future.set_result("late")
+            return future
+
+        def compare(self, answer, reference):
+            asked.append((answer, reference))
+            return "equal"
+
+    late = Late()
+    monkeypatch.setattr(answers_module, "pool", lambda: late)
+    for _ in range(2):
+        assert asyncio.run(compared("9^{9^{9^{7}}} x", r"\frac{\pi}{77}")).ended == "late"
+    assert asked == ["submitted", (r"\frac{\pi}{77}", r"\frac{\pi}{77}"), "submitted"]
 
 
 def test_a_reference_that_cannot_be_compared_is_not_the_answers_fault(small_pool):
