@@ -129,8 +129,10 @@ class ReTool(ToolEnvironment):
         said = last_box(ending.answer or "")
         reference = ending.task.data["answer"]
         problem = " ".join(message.content for message in ending.task.messages if message.role == "user")
-        is_answer = said is not None and not is_quoted(said, reference, problem)
-        found = await compared(said, reference) if is_answer else Comparison(False)
+        if said is None or is_quoted(said, reference, problem):
+            found = Comparison(False)
+        else:
+            found = await compared(said, reference)
         parts = (
             {"correct": float(found.equal)}
             if self.scoring == "exact"
