@@ -32,7 +32,11 @@ def not_reaped() -> set[int]:
 
 
 def num_descriptors(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
+    """0 for a process that has ended meanwhile."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def num_mounts() -> int:
