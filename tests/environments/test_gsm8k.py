@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lockstep.engine.engine import Completion
+from lockstep.engine.scripted import ScriptedEngine
 from lockstep.environments.gsm8k import GSM8K, demonstrate, read_rows, stated_answer
 from lockstep.model.tiny import build_tokenizer
 from lockstep.options import recipe_and_options
@@ -285,19 +285,6 @@ def test_demonstrations_reason_where_they_are_told_to(gsm8k_folder, demonstratio
     ]
 
 
-class Parrot:
-    """A scripted engine: says the given actions, one after another."""
-
-    weights_version = 0
-
-    def __init__(self, actions):
-        self.actions = iter(actions)
-
-    async def generate(self, prompt, sampling):
-        tokens = next(self.actions)
-        return Completion(tokens=tokens, logprobs=(0.0,) * len(tokens), weights_version=0, stop_reason="stop")
-
-
 def actions_of(renderer, messages):
     """The demonstration's turns as tokens: the assistant's messages between the tool's."""
     turns = [[]]
@@ -310,10 +297,9 @@ def test_the_turn_loop_earns_a_demonstration_its_reward(gsm8k, demonstrations):
     texts = [message.content for shown in demonstrations[:30] for message in shown.messages]
     renderer = HarmonyRenderer(build_tokenizer(texts, 400))
     for shown in demonstrations[:30]:
-        engine = Parrot(actions_of(renderer, shown.messages))
-        policy = Policy(
-            engine=engine, renderer=renderer, settings=Rollout(max_turns=10, max_tokens=8192), temperature=1.0
-        )
+        engine = ScriptedEngine(actions_of(renderer, shown.messages))
+        settings = Rollout(max_turns=10, max_tokens=8192, max_action_tokens=4096)
+        policy = Policy(engine=engine, renderer=renderer, settings=settings, temperature=1.0)
         trajectory = asyncio.run(Attempt(policy, gsm8k, shown.task, "t", 0).run())
         assert (trajectory.reward, trajectory.stop_reason, trajectory.error) == (1.0, "done", None)
         num_calls = sum(message.recipient is not None for message in shown.messages)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -25,17 +24,7 @@ from lockstep.sandbox.interface import Limits, Outcome, SandboxFailure, SandboxU
 from lockstep.sandbox.sandbox import SandboxOptions
 from lockstep.types import Message, UserError
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 RECIPE = Path(__file__).parents[2] / "recipes" / "retool.py"
-
-
-@pytest.fixture(scope="module")
-def math_folders() -> Path:
-    """The folder that holds math500/, math_train/ and aime/: LOCKSTEP_DATA, or else ../shared/data."""
-    folder = Path(os.environ.get("LOCKSTEP_DATA", SHARED))
-    if not (folder / "math500").is_dir():
-        pytest.skip(f"no MATH-500 at {folder}/math500: set LOCKSTEP_DATA to the folder that holds it")
-    return folder
 
 
 def outcome(stdout: str = "", **changes) -> Outcome:

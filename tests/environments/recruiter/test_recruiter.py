@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lockstep.engine.engine import Completion
+from lockstep.engine.scripted import ScriptedEngine
 from lockstep.environments.recruiter import INSTRUCTIONS, OFFERED
 from lockstep.environments.talent.database import Filters
 from lockstep.model.tiny import build_tokenizer
@@ -144,19 +144,6 @@ def test_whatever_a_model_calls_is_answered_20000_times(easy, tasks, calls):
     survives(easy, tasks[1], calls)
 
 
-class Parrot:
-    """A scripted engine: says the given actions, one after another."""
-
-    weights_version = 0
-
-    def __init__(self, actions):
-        self.actions = iter(actions)
-
-    async def generate(self, prompt, sampling):
-        tokens = next(self.actions)
-        return Completion(tokens=tokens, logprobs=(0.0,) * len(tokens), weights_version=0, stop_reason="stop")
-
-
 def test_the_turn_loop_earns_a_demonstration_its_reward(easy):
     shown = easy.demonstrations(0)[:6]
     texts = [message.content for each in shown for message in each.messages]
@@ -164,7 +151,7 @@ def test_the_turn_loop_earns_a_demonstration_its_reward(easy):
     for each in shown:
         actions = [renderer.action([message]) for message in each.messages if message.role == "assistant"]
         settings_ = Rollout(max_turns=60, max_tokens=20000)
-        policy = Policy(engine=Parrot(actions), renderer=renderer, settings=settings_, temperature=1.0)
+        policy = Policy(engine=ScriptedEngine(actions), renderer=renderer, settings=settings_, temperature=1.0)
         trajectory = asyncio.run(Attempt(policy, easy, each.task, "t", 0).run())
         assert (trajectory.stop_reason, trajectory.error) == ("done", None)
         assert trajectory.reward == pytest.approx(1.0, abs=0.05)
