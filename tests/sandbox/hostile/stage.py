@@ -14,13 +14,13 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tests.sandbox.hostile.case import MARK
 
 ENVIRONMENT = "LOCKSTEP_HOSTILE_TOKEN"
-PROBE = "lockstep-hostile-probe"
+PROBE = f"lockstep-hostile-probe-{os.getpid()}"  # suites side by side must not take the other's for a guest's
 PROJECT = Path(__file__).resolve().parents[3]
 
 
@@ -240,8 +240,13 @@ def survivors(table: Table | None = None, mark: str = MARK) -> list[int]:
 
 def gone(pids, *, within_s: float = 3.0) -> bool:
     """Whether `pids()` becomes empty; waits for it."""
+    return wait_until(lambda: not pids(), within_s=within_s)
+
+
+def wait_until(so: Callable[[], object], *, within_s: float) -> bool:
+    """Whether `so()` becomes true; waits for it."""
     end = time.monotonic() + within_s
-    while pids():
+    while not so():
         if time.monotonic() > end:
             return False
         time.sleep(0.01)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lockstep.sandbox.interface import Outcome, Sandbox, SandboxFailure
 from lockstep.sandbox.sandbox import SandboxOptions, open_sandbox
-from tests.sandbox.hostile.case import MARK, Case, Plain, script
+from tests.sandbox.hostile.case import MARK, Case, Plain, script, survives
 from tests.sandbox.hostile.stage import (
     ENVIRONMENT,
     Stage,
@@ -28,6 +28,7 @@ from tests.sandbox.hostile.stage import (
     processes,
     status_of,
     survivors,
+    wait_until,
 )
 
 SIBLING_NAME = "hostile-other"
@@ -237,6 +238,7 @@ def _plain_run(code: str, folder: str, environment: dict[str, str], case: Case) 
             code_of_shell, outlived = process.wait(case.control_s), False
         except subprocess.TimeoutExpired:
             code_of_shell, outlived = None, True
+        wait_until(survivors if case.control is survives else lambda: True, within_s=MOST_LATE_S)
         left = len(survivors())
         kill_marked()
         with suppress(ProcessLookupError):
@@ -259,7 +261,13 @@ def _guard() -> None:
 
 
 def kill_marked(mark: str = MARK) -> None:
-    """End the processes that carry the mark: nobody's but these tests'."""
-    for pid in survivors(mark=mark):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    """End the processes that carry the mark, nobody's but these tests', and those they have made meanwhile."""
+
+    def killed() -> bool:
+        left = survivors(mark=mark)
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not left
+
+    wait_until(killed, within_s=MOST_LATE_S)
