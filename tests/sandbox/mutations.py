@@ -423,6 +423,7 @@ MUTATIONS: Sequence[Mutation] = (
         "n",
         [NO_SWEEP, ("keeper.py", "IDLE_S = 1.0", "IDLE_S = 1000.0")],
         "orphan",
+        "forking_runner",
     ),
     *mutate(
         "namespaces: network",
@@ -476,6 +477,7 @@ MUTATIONS: Sequence[Mutation] = (
         "l",
         [NO_GROUP_KILL],
         "orphan",
+        "forking_runner",
     ),
     *mutate(
         "a process group of its own",
