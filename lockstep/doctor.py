@@ -13,13 +13,10 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from lockstep.options import parse
-from lockstep.sandbox.interface import SandboxFailure, SandboxUnavailable
+from lockstep.sandbox.interface import LOCAL_TIERS, LocalTier, SandboxFailure, SandboxUnavailable
 from lockstep.sandbox.probes import Probe, probe
 from lockstep.sandbox.sandbox import SandboxOptions, open_sandbox
 from lockstep.types import UserError
-
-LocalTier = Literal["namespaces", "landlock"]
-TIERS: tuple[LocalTier, ...] = ("namespaces", "landlock")  # the strongest first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +41,7 @@ def sandbox(console: Console) -> None:
     for each in probes:
         if not each.ok:
             console.print(f"to have {each.name}: {each.fix}", markup=False)
-    working = [tier for tier in TIERS if _works(console, tier, probes)]
+    working = [tier for tier in LOCAL_TIERS if _works(console, tier, probes)]
     if not working:
         raise UserError(
             "no sandbox tier works here: mend one of the above, or run models' code elsewhere with "

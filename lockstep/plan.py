@@ -133,6 +133,8 @@ def _rows(run: Run, planned: Plan) -> list[tuple[str, str]]:
 
 
 def _size(num_bytes: int) -> str:
+    if not num_bytes:
+        return "none"
     return f"{num_bytes / GIB:,.1f} GiB" if num_bytes >= GIB else f"{num_bytes / (1 << 20):,.1f} MiB"
 
 

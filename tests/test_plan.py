@@ -134,6 +134,7 @@ def test_the_table_names_the_run():
     show(real("openai/gpt-oss-120b"), Console(file=said, width=100))
     assert "plan of p: openai/gpt-oss-120b, Ledger" in said.getvalue()
     assert "116,829,156,672" in said.getvalue()
+    assert "0.0 MiB" not in said.getvalue()  # there is neither critic nor reference
 
 
 def test_the_command(capsys):

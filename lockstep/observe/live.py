@@ -254,9 +254,18 @@ def _speed(metrics: Mapping[str, float]) -> Rows:
 
 
 def _stops(metrics: Mapping[str, float]) -> Rows:
+    """Failures come first, so that a narrow terminal does not cut them off; then what is most frequent."""
     fractions = {key.removeprefix("stop/"): value for key, value in metrics.items() if key.startswith("stop/")}
-    ordered = sorted(fractions.items(), key=lambda item: (-item[1], item[0]))
-    return [(printable(reason), Text(percent(fraction))) for reason, fraction in ordered if fraction > 0][:4]
+    ordered = sorted(fractions.items(), key=lambda item: (not _is_failure(item[0]), -item[1], item[0]))
+    return [
+        (printable(reason), Text(percent(fraction), _WARNING if _is_failure(reason) else "default"))
+        for reason, fraction in ordered
+        if fraction > 0
+    ][:4]
+
+
+def _is_failure(reason: str) -> bool:
+    return reason.endswith("_error")
 
 
 def _rows(metrics: Mapping[str, float], *wanted: tuple[str, str, Callable[[float], str]]) -> Rows:

@@ -13,6 +13,8 @@ from typing import Literal, Protocol
 
 Status = Literal["ok", "error", "timeout", "memory", "output", "killed"]
 Tier = Literal["namespaces", "landlock", "remote", "none"]
+LocalTier = Literal["namespaces", "landlock"]
+LOCAL_TIERS: tuple[LocalTier, ...] = ("namespaces", "landlock")  # the strongest first
 
 NO_FILES: Mapping[str, bytes] = MappingProxyType({})
 

@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass
 
 from lockstep.sandbox import landlock, namespaces, native, seccomp, watch
 from lockstep.sandbox.connection import environment
+from lockstep.sandbox.interface import LOCAL_TIERS
 from lockstep.sandbox.runtime import find_runtime
 from lockstep.sandbox.syscalls import this_machine
 
 _MOST_S = 60.0
-_BOTH = ("namespaces", "landlock")
 _OTHERWISE = "or use tier 'remote', or 'none' with allow_unsafe=True"
 
 
@@ -31,7 +31,7 @@ class Probe:
     ok: bool
     detail: str
     fix: str
-    tiers: tuple[str, ...] = _BOTH
+    tiers: tuple[str, ...] = LOCAL_TIERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class _Trial:
     name: str
     action: Callable[[], str]  # what was found; raises OSError
     fix: str
-    tiers: tuple[str, ...] = _BOTH
+    tiers: tuple[str, ...] = LOCAL_TIERS
 
 
 def probe() -> Sequence[Probe]:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from lockstep.sandbox.calls import Calls
 from lockstep.sandbox.connection import StartFailed
-from lockstep.sandbox.interface import NO_FILES, Limits, Outcome, Sandbox, SandboxUnavailable, Tier
+from lockstep.sandbox.interface import LOCAL_TIERS, NO_FILES, Limits, Outcome, Sandbox, SandboxUnavailable, Tier
 from lockstep.sandbox.probes import Probe, probe, unavailable
 from lockstep.sandbox.remote import open_remote
 from lockstep.sandbox.sealed import archive
@@ -64,8 +64,7 @@ def open_sandbox(options: SandboxOptions | None = None) -> Sandbox:
         connections = options.max_concurrency or _REMOTE_CONNECTIONS
         return open_remote(url=options.url, limits=options.limits, max_connections=connections)
     probes = list(probe())
-    tiers: tuple[Literal["namespaces", "landlock"], ...] = ("namespaces", "landlock")
-    for tier in tiers if options.tier == "auto" else (options.tier,):
+    for tier in LOCAL_TIERS if options.tier == "auto" else (options.tier,):
         if all(one.ok for one in probes if tier in one.tiers):
             try:
                 return LocalSandbox(options, tier)

@@ -177,6 +177,15 @@ def test_a_new_phase_keeps_only_held_out_numbers() -> None:
     assert "0.625" in shown and "gradient" not in shown
 
 
+def test_a_narrow_live_display_shows_failures_before_frequent_stops() -> None:
+    display = LiveDisplay("ledger", console=Console(file=io.StringIO()), clock=Clock())
+    display.phase("rl", 2)
+    stops = {"stop/done": 0.5, "stop/length": 0.29, "stop/max_turns": 0.2, "stop/infrastructure_error": 0.01}
+    display.update(1, stops)
+    shown = picture(display, 80, 24)
+    assert shown.index("infrastructure_error 1.0%") < shown.index("done 50.0%")
+
+
 def test_the_live_display_takes_text_as_text() -> None:
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=80, height=24, color_system=None)
