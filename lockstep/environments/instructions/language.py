@@ -16,7 +16,11 @@ from collections import Counter
 from lockstep.environments.instructions.language_words import FUNCTION_WORDS
 from lockstep.environments.instructions.text import paragraphs, same, words
 
-OWN_SCRIPT = 0.8  # of the letters; names, units and code may be written in another
+OWN_SCRIPT = 0.7  # of the letters; names, units and code may be written in another
+# Signs that stand for so many letters of an alphabet: a word of six letters takes about two of Chinese.
+DENSE = {"CJK": 3, "HIRAGANA": 2, "KATAKANA": 2, "HANGUL": 2}
+NO_SCRIPT = ("COMBINING", "VARIATION")  # marks that may stand on a letter of any script
+OTHER_NAMES = {"IDEOGRAPHIC": "CJK", "KATAKANA-HIRAGANA": "KATAKANA"}
 TELLING_WORDS = 12  # a paragraph shorter than this is not judged alone
 
 # Languages that are alone in their script, as Unicode names its letters.
@@ -40,12 +44,12 @@ SHARED = {
 }
 # Letters and endings that few other languages of the script have; each counts as a share of a small word.
 TELLING = {
-    "de": (r"[ßü]|(?:ung|lich|keit|isch)\b", 0.5),
+    "de": (r"[äöüß]|(?:ung|lich|keit|isch)\b", 0.5),
     "pt": (r"[ãõ]|ç[ãõ]", 1.0),
     "es": (r"[ñ¿¡]|ción\b", 1.0),
     "it": (r"[ìò]\b|zion[ei]\b|\bdell'|\bl'|gli\b", 0.5),
     "fr": (r"[œêçèù]|\b(?:qu|d|l|n|c|j)['’]", 0.5),
-    "sv": (r"å", 1.0),
+    "sv": (r"[åäö]|å", 0.7),
     "fi": (r"[äö]|yy|(?:ssa|ssä|sta|stä|lla|llä|ista|istä|inen|isen|minen|ään|aan|een|iin|vat|vät)\b", 0.7),
     "vi": (r"[ơưđạảấầẩẫậắằẳẵặẹẻẽếềểễệỉịọỏốồổỗộớờởỡợụủứừửữựỳỵỷỹ]", 0.5),
     "tr": (r"[ğışİ]", 0.7),
@@ -96,12 +100,21 @@ def detect(text: str) -> str | None:
 
 
 def _scripts(text: str) -> Counter[str]:
-    """How many letters each script has. Words of a name in Unicode begin with the script: LATIN SMALL LETTER A."""
-    letters = Counter(c for c in text if c.isalpha())
+    """How many letters each script has, dense signs counted as several, vowel signs as letters."""
+    letters = Counter(c for c in text if c.isalpha() or unicodedata.category(c) in ("Mn", "Mc"))
     scripts: Counter[str] = Counter()
     for letter, count in letters.items():
-        scripts[unicodedata.name(letter, "OTHER").split(" ", 1)[0].removesuffix("WIDTH")] += count
+        script = _script(letter)
+        if script not in NO_SCRIPT:
+            scripts[script] += count * DENSE.get(script, 1)
     return scripts
+
+
+def _script(letter: str) -> str:
+    """A name in Unicode begins with the script, but for its width: FULLWIDTH LATIN SMALL LETTER A."""
+    first, *rest = unicodedata.name(letter, "OTHER").split(" ")
+    name = rest[0] if first in ("FULLWIDTH", "HALFWIDTH") else first
+    return OTHER_NAMES.get(name, name)
 
 
 def _best(text: str, codes: list[str]) -> str:
