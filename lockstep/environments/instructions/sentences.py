@@ -19,7 +19,8 @@ Kind = Literal["declarative", "interrogative", "exclamatory"]
 END = re.compile(r"[.!?\u2026\u3002\uff01\uff1f\u0964\u0965\u061f\u06d4]++")
 NEEDS_NO_SPACE = "\u3002\uff01\uff1f\u0964\u0965"  # full stops of scripts that write on without a space
 CLOSING = re.compile(rf"""["'\u201d\u2019\u00bb)\]}}*_]*+(?:\s*+[{EMOJI_RANGES}][{EMOJI_RANGES}\ufe0f\u200d]*+)*+""")
-ITEM = re.compile(r"\s*+(?:[-*+\u2022]\s|\(?\d{1,3}[.)]\s|\(?[A-Za-z]\)\s|>\s?)\s*+")
+ITEM = re.compile(r"\s*+(?:[-*+\u2022]\s|\(?\d{1,3}[.)](?:\s|$)|\(?[A-Za-z]\)\s|>\s?)\s*+")
+LETTERED = re.compile(r"\s*+([A-Za-z]|[IVX]{2,5})\.(?:\s|$)\s*+")
 HEADING = re.compile(r"\s*+(?:#{1,6}\s|\*\*[^*]*+(?<![.!?])\*\*:?$|<<[^<>]++>>$)")
 RULE = re.compile(r"[\s*_=~-]++")
 LETTER = re.compile(r"[^\W_]")  # or digit: a stretch without any says nothing
@@ -65,8 +66,10 @@ def kind(sentence: str) -> Kind:
 def _blocks(text: str) -> Iterator[str]:
     """Stretches that no sentence crosses."""
     block: list[str] = []
-    for line in text.split("\n"):
-        item = ITEM.match(line)
+    rows = text.split("\n")
+    labels = {found[1] for line in rows if (found := LETTERED.match(line))}
+    for line in rows:
+        item = ITEM.match(line) or _lettered(line, labels)
         heading = HEADING.match(line.rstrip())
         if not line.strip() or item or heading or RULE.fullmatch(line):
             if block:
@@ -76,6 +79,15 @@ def _blocks(text: str) -> Iterator[str]:
             block.append(line)
     if block:
         yield "\n".join(block)
+
+
+def _lettered(line: str, labels: set[str]) -> re.Match[str] | None:
+    """The mark of a list item with a letter or Roman number, where a neighbour of it is there too: `J. Smith` begins
+    lines as well."""
+    found = LETTERED.match(line)
+    if found is None or len(found[1]) > 1 or (found[1] == "I" and "II" in labels):
+        return found
+    return found if labels & {chr(ord(found[1]) - 1), chr(ord(found[1]) + 1)} else None
 
 
 def _in_block(block: str) -> Iterator[str]:
