@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 
-from lockstep.environments.instructions.text import bullets, paragraphs, without_fence, words
+from lockstep.environments.instructions.relation import may_be_more
+from lockstep.environments.instructions.text import bullets, without_fence, words
 
 # A mark opens before what is no space and closes after what is no space, on the same line.
 HIGHLIGHT = re.compile(r"\*\*([^*\s](?:[^*\n]*+(?<!\s))?)\*\*|\*([^*\s](?:[^*\n]*+(?<!\s))?)\*")
 TITLE = re.compile(r"<<([^<>\n]++)>>")
 PLACEHOLDER = re.compile(r"\[([^\[\]\n]++)\](?!\()")
-SIX_ASTERISKS = re.compile(r"(?<!\*)\*{6}(?!\*)")
+ASTERISKS = re.compile(r"\*{6,}")
 ANSWERS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 BEFORE_A_MARK = " \t*_#>\"'\u201c("
 AFTER_AN_END = " \t\n*_\"'\u201d\u2019)"
@@ -35,8 +36,7 @@ def multiple_sections(response: str, *, section_spliter: str, num_sections: int,
     mark = re.compile(rf"{re.escape(section_spliter)}[^\S\n]+(\d{{1,4}}|[IVXLC]{{1,8}}|[A-Z])(?![^\W_])")
     begun = (mark.match(line.lstrip(BEFORE_A_MARK)) for line in response.split("\n"))
     found = len({match[1] for match in begun if match})
-    more = re.search(r"at least \S+ sections", prompt, re.IGNORECASE) is not None
-    return found >= num_sections if more else found == num_sections
+    return found >= num_sections if may_be_more(prompt, num_sections) else found == num_sections
 
 
 def title(response: str) -> bool:
@@ -52,12 +52,22 @@ def number_placeholders(response: str, *, num_placeholders: int) -> bool:
 def postscript(response: str, *, postscript_marker: str) -> bool:
     """detectable_content:postscript. The marker, in either case, begins a line or a sentence, and something follows.
 
-    It must begin within the last paragraph but one or the last: the postscript of a letter stands at its end.
+    It must begin in the response's second half, or within the last paragraph but one or the last: the postscript of a
+    letter stands at its end.
     """
-    ending = "\n\n".join(paragraphs(response)[-2:])
     mark = re.escape(postscript_marker.rstrip("."))
-    begun = [match.end() for match in re.finditer(rf"(?<![^\s*_\"'\u201c(]){mark}\b\.?", ending, re.IGNORECASE)]
-    return bool(begun) and bool(words(ending[begun[-1] :]))
+    start = min(len(response) // 2, _last_two(response))
+    found = re.compile(rf"(?<![^\s*_>\"'\u201c(]){mark}\b\.?", re.IGNORECASE).finditer(response, start)
+    begun = [match.end() for match in found]
+    return bool(begun) and bool(words(response[begun[-1] :]))
+
+
+def _last_two(response: str) -> int:
+    """Where the last paragraph but one begins."""
+    rows = response.split("\n")
+    written = [i for i, row in enumerate(rows) if row.strip()]
+    begins = [i for i in written if i == 0 or not rows[i - 1].strip()]
+    return len("\n".join(rows[: begins[-2]])) if len(begins) >= 2 else 0
 
 
 def constrained_response(response: str) -> bool:
@@ -77,10 +87,15 @@ def _refused(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-def two_responses(response: str) -> bool:
-    """combination:two_responses. Two different texts with six asterisks between them, once."""
-    parts = [part.strip() for part in SIX_ASTERISKS.split(response)]
-    return len(parts) == 2 and all(parts) and parts[0] != parts[1]
+def two_responses(response: str, *, prompt: str) -> bool:
+    """combination:two_responses. Two different texts with six asterisks between them, once; or as many as the prompt
+    shows (one row asks for six and shows seven)."""
+    lengths = {6, *(len(mark) for mark in ASTERISKS.findall(prompt))}
+    marks = [mark for mark in ASTERISKS.finditer(response) if len(mark[0]) in lengths]
+    if len(marks) != 1:
+        return False
+    former, later = response[: marks[0].start()].strip(), response[marks[0].end() :].strip()
+    return bool(former) and bool(later) and former != later
 
 
 def quotation(response: str) -> bool:

@@ -5,7 +5,7 @@ IFEval counts runs of letters, so that `don't` is two words; here it is one (see
 
 from __future__ import annotations
 
-from lockstep.environments.instructions.relation import Relation, holds
+from lockstep.environments.instructions.relation import Relation, holds, may_be_more
 from lockstep.environments.instructions.sentences import sentences
 from lockstep.environments.instructions.text import paragraphs, same, words
 
@@ -20,8 +20,9 @@ def number_sentences(response: str, *, relation: Relation, num_sentences: int) -
     return holds(len(sentences(response)), relation, num_sentences)
 
 
-def number_paragraphs(response: str, *, num_paragraphs: int) -> bool:
-    """length_constraints:number_paragraphs. Exactly that many, divided by lines of three asterisks alone.
+def number_paragraphs(response: str, *, num_paragraphs: int, prompt: str) -> bool:
+    """length_constraints:number_paragraphs. Exactly that many, divided by lines of three asterisks alone, or more where
+    the prompt says `at least`.
 
     A divider before the first or after the last is let pass; two in a row are not.
     """
@@ -33,7 +34,8 @@ def number_paragraphs(response: str, *, num_paragraphs: int) -> bool:
             parts[-1].append(line)
     written = [bool("".join(part).strip()) for part in parts]
     inner = written[0 if written[0] else 1 : len(written) if written[-1] else -1]
-    return len(inner) == num_paragraphs and all(inner)
+    enough = len(inner) >= num_paragraphs if may_be_more(prompt, num_paragraphs) else len(inner) == num_paragraphs
+    return enough and all(inner)
 
 
 def nth_paragraph_first_word(response: str, *, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:

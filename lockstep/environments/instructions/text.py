@@ -11,6 +11,7 @@ import unicodedata
 
 BETWEEN_WORDS = re.compile(r"[\s\u2013\u2014\u2026/|]+|--+|\.{3,}")
 BULLET = re.compile(r"[^\S\n]*[*\u2022-][^\S\n]+")
+JSON_BEFORE_JSON = re.compile(r"\Ajson[^\S\n]+(?=[\[{])", re.IGNORECASE)  # a fence and its content in one line
 OPENING_MARKS = "*_#>\"'\u201c\u2018\u00ab([ \t"  # what may stand before a first word without being of it
 
 EMOJI_RANGES = (
@@ -95,7 +96,7 @@ def without_fence(text: str) -> str:
     text = text.strip()
     if len(text) < 6 or not (text.startswith("```") and text.endswith("```")):
         return text
-    first, _, rest = text[3:-3].partition("\n")
+    first, _, rest = JSON_BEFORE_JSON.sub("", text[3:-3]).partition("\n")
     return (rest if rest and len(first.split()) <= 1 and first.strip().isalnum() else f"{first}\n{rest}").strip()
 
 

@@ -66,6 +66,7 @@ CASES = [
             "Dear all. P.S. Come early.",
             "*P.S. Come!*",
             "Bye.\nP.S: come",
+            "It was a long day and I am tired.\n\nP.S. Bring:\n\n* cake\n\n* tea\n\nAnn",
         ],
         [
             "Bye.",
@@ -73,13 +74,14 @@ CASES = [
             "Bye.\n\nP.P.S. Bring cake.",
             "Bye.\n\nPS. cake",
             "P.S. First.\n\nTwo.\n\nThree.\n\nFour.",
+            "Hi.\n\nP.S. Bring cake.\n\nIt was a long day.\n\nI am tired and it is late.",
         ],
     ),
     (
         "detectable_content:postscript",
         {"postscript_marker": "P.P.S"},
-        ["Bye.\n\nP.P.S Bring cake.", "Bye.\n\nP.P.S. Bring cake.\n\nAnn"],
-        ["Bye.\n\nP.S. Bring cake.", "Bye.\n\nP.P.S", "P.P.Sing"],
+        ["Bye.\n\nP.P.S Bring cake.", "Bye.\n\nP.P.S. Bring cake.\n\nAnn", "Bye.<br>P.P.S Bring cake."],
+        ["Bye.\n\nP.S. Bring cake.", "Bye.\n\nP.P.S", "P.P.Sing", "Bye.<br>xP.P.S Bring cake."],
     ),
     (
         "detectable_format:constrained_response",
@@ -90,8 +92,18 @@ CASES = [
     (
         "detectable_format:json_format",
         {},
-        ['{"a": [1, 2]}', '```json\n{"a": 1}\n```', "[]", ' {"é": null}\n', "```\n[1]\n```", "```JSON\n{}\n```"],
         [
+            '{"a": [1, 2]}',
+            '```json\n{"a": 1}\n```',
+            "[]",
+            ' {"é": null}\n',
+            "```\n[1]\n```",
+            "```JSON\n{}\n```",
+            "```json [1]```",
+        ],
+        [
+            "json [1]",
+            "```json 3```",
             "{'a': 1}",
             '"text"',
             "3",

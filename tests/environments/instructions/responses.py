@@ -103,7 +103,7 @@ WRITERS = {
         nth(k["first_word"], k["num_paragraphs"] + i, k["nth_paragraph"]) for i in (0, 1)
     ),
     "length_constraints:number_paragraphs": lambda k, p: tuple(
-        "\n***\n".join(["Text."] * (k["num_paragraphs"] + i)) for i in (0, 1)
+        "\n***\n".join(["Text."] * (k["num_paragraphs"] - i)) for i in (0, 1)
     ),
     "length_constraints:number_sentences": lambda k, p: compared(
         k["relation"], k["num_sentences"], lambda n: times("It is so.", n) or "-"

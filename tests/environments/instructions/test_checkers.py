@@ -57,6 +57,23 @@ def test_sections_may_be_more_where_the_prompt_says_at_least():
     assert not more.followed("Part 1")
 
 
+def test_paragraphs_may_be_more_where_the_prompt_says_at_least_so_many():
+    three = "One.\n***\nTwo.\n***\nThree."
+    kind, kwargs = "length_constraints:number_paragraphs", {"num_paragraphs": 2}
+    assert bind(kind, kwargs, "Put it into at least 2 sections, separated by ***.").followed(three)
+    assert not bind(kind, kwargs, "Put it into at least 2 sections, separated by ***.").followed("One.")
+    assert not bind(kind, kwargs, "Write 2 paragraphs and highlight at least three sections.").followed(three)
+    assert not bind(kind, kwargs, "Write 2 paragraphs.").followed(three)
+
+
+def test_two_responses_may_be_divided_by_what_the_prompt_shows():
+    """One row of IFEval asks for six asterisks and shows seven."""
+    shown = bind("combination:two_responses", {}, "Separate them with 6 asterisks: *******")
+    assert shown.followed("A.\n*******\nB.") and shown.followed("A.\n******\nB.")
+    assert not shown.followed("A.\n********\nB.") and not shown.followed("A.\n*****\nB.")
+    assert not shown.followed("A.\n*******\nB.\n******\nC.")
+
+
 def test_names_are_those_of_the_prompt():
     without = bind("count:person_names", {"N": 1}, "Mention a name.")
     assert not without.followed("Emma")
