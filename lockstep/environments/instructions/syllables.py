@@ -14,28 +14,31 @@ from lockstep.environments.instructions.text import plain
 GROUP = re.compile(r"[aeiouy]+")
 # Vowels that stand together and are spoken apart; each adds a syllable.
 APART = re.compile(
-    r"(?<![tscgxh])i(?:a(?:l|lly|n|ns|te|tes|ted|ting)?|ous|on|ons|um)$|ia(?=[bcdgmrst][a-z])|io(?=[bdlr][a-z])|"
-    r"eo(?=[dghlmr])|(?<![qg])ua(?=[lt])|uou|[aeou]ing$|[iy]ing$|[a-z]sm$|creat|[^aeiou]uel$|po[e][mt]|"
-    r"(?<=s)cien|(?<!qu)iet|(?<=[lr])ient|giant|piano|(?<=[lr])u(?=en|in)|thm$|oye|coo(?=per|rdin)|"
-    r"real[ips]|eum$|i(?:er|est)$|(?<=[^aeiou])yo(?=[^u])"
+    r"(?<![tscgxh])i(?:a(?:ls?|lly|n|ns|te|tes|ted|ting)?|ous|on|ons|um)$|ia(?=[bcdgmrst][a-z]|n[cg])|"
+    r"(?<=[dv])iant|io(?=[bdlr][a-z])|(?<=er|rr|pr)ior|eo(?=[dghlmr])|(?<![qg])ua(?=[lt])|uou|(?<=[tn])ui[nt]|"
+    r"[aeou]ing$|[iy]ing$|[a-z]sm$|creat|[^aeiou]uel$|po[e][mt]|(?<=s)cien|(?<!qu)iet|(?<=[bdlnr])ien[ct]|giant|"
+    r"piano|(?<=[lr])u(?=en|i[nd])|thm$|oye|coo(?=per|rdin)|real[ips]|eum$|i(?:er|est)$|(?<=[^aeiou])yo(?=[^u])"
 )
+SIBILANT = re.compile(r"(?:[sxz]|[cs]h|[cgsz]e)$")  # before another s a syllable is spoken
 SPECIAL = {
     word: count
     for count, text in {
         1: """
-            are were eye eyes view year friend piece field tier pier
+            are were eye eyes view year friend piece field tier pier george
         """,
         2: """
             business every evening people maybe being someone something sometimes colonel naked wicked sacred hundred
             poem poems poet quiet science lion cafe soldier somewhere somehow therefore onion million billion beyond
-            react chaos diamond fewer going doing trying union brilliant
+            react chaos diamond fewer going doing trying union brilliant homework baseball wednesday marriage carriage
+            conscience cashier bias hatred jared alfred wilfred
         """,
         3: """
             everyone everything different area idea ideas recipe forever whatever opinion theater theatre museum
-            violin beautiful period radio video studio companion guardian
+            violin beautiful period radio video studio companion guardian linear nuclear dialogue diego anime
+            everyday whoever battalion
         """,
         4: """
-            interesting
+            interesting february isosceles
         """,
     }.items()
     for word in text.split()
@@ -45,9 +48,14 @@ SPECIAL = {
 @lru_cache(maxsize=4096)
 def syllables(word: str) -> int:
     """At least 1 for a word with a letter; 0 for one without (a number, whose spoken form is not known)."""
-    letters = "".join(c for c in plain(word).replace("\u2019", "'").removesuffix("'s") if "a" <= c <= "z")
+    stem, possessive, _ = plain(word).replace("\u2019", "'").partition("'s")
+    letters = "".join(c for c in stem if "a" <= c <= "z")
+    if possessive and SIBILANT.search(letters):
+        return syllables(letters) + 1  # house's
     if letters in SPECIAL:
         return SPECIAL[letters]
+    if (singular := letters.removesuffix("s")) in SPECIAL:
+        return SPECIAL[singular] + (SIBILANT.search(singular) is not None)
     if not letters:
         return 0
     count = sum(1 for _ in GROUP.finditer(letters)) + sum(1 for _ in APART.finditer(letters))
