@@ -8,7 +8,6 @@ it was shown one's tools says nothing of another's.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -30,6 +29,7 @@ from lockstep.named_environment import Found, find_environment
 from lockstep.observe.recorder import Recorder
 from lockstep.options import parse
 from lockstep.rollout.chat import ChatOptions, renderer_for
+from lockstep.rollout.concurrency import run_async
 from lockstep.rollout.environment import Environment
 from lockstep.rollout.harmony import HarmonyOptions
 from lockstep.rollout.trajectory import Policy, Rollout
@@ -106,7 +106,7 @@ def main(arguments: list[str]) -> None:
         raise
     except (ValueError, OSError) as error:  # what an environment says of its data
         raise UserError(_line(error)) from error
-    metrics, groups = asyncio.run(
+    metrics, groups = run_async(
         evaluate_both(policy, environment, tasks, seed=settings.seed, success_reward=settings.success_reward)
     )
     if settings.out is not None:
@@ -254,7 +254,7 @@ def _policy(checkpoint: str, known: Mapping[str, Any], settings: Eval, tasks: Se
     """What acts. Raises UserError when the environment cannot begin, or a prompt leaves no room for an answer."""
     renderer = renderer_for(load_tokenizer(checkpoint), harmony=settings.harmony, chat=settings.chat)
     rollout = settings.rollout
-    tools = asyncio.run(offered_tools(settings.environment, tasks[0], rollout.environment_timeout_s))
+    tools = run_async(offered_tools(settings.environment, tasks[0], rollout.environment_timeout_s))
     check_room(rollout, renderer, tasks, tools)
     precision = _of_run(Precision, known, "precision")
     model = load_model(checkpoint, dtype=precision.torch_dtype)

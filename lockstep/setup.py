@@ -5,7 +5,6 @@ Whatever can be wrong with what a user gave is found by `prepare`, before anythi
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import shutil
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from lockstep.model.routing import routers
 from lockstep.model.saving import save_model
 from lockstep.model.tiny import build_model, build_tokenizer
 from lockstep.rollout.chat import renderer_for
+from lockstep.rollout.concurrency import run_async
 from lockstep.rollout.environment import Environment, EnvironmentFault, checked_start, guarded
 from lockstep.rollout.renderer import Renderer
 from lockstep.rollout.tool import InfrastructureError
@@ -81,7 +81,7 @@ def _prepare(run: Run, checkpoint: Path | None) -> Parts:
             f"rollout.num_prompts={run.rollout.num_prompts}: {type(environment).__name__} has {len(train_tasks)} train "
             "tasks, and no step takes one twice; lower it"
         )
-    tools = asyncio.run(offered_tools(environment, train_tasks[0], run.rollout.environment_timeout_s))
+    tools = run_async(offered_tools(environment, train_tasks[0], run.rollout.environment_timeout_s))
     if checkpoint is None and run.model == "tiny":
         tokenizer = build_tokenizer(_texts(train_tasks, demonstrations, tools), run.tiny.vocab_size)
     else:

@@ -6,7 +6,6 @@ resumed from a checkpoint continues as if it had never stopped.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -23,6 +22,7 @@ from lockstep.learner.report import NO_UPDATE, Report
 from lockstep.observe.display import open_display
 from lockstep.observe.recorder import Recorder, read_config, read_metrics
 from lockstep.rollout.collector import Collector, has_signal
+from lockstep.rollout.concurrency import run_async
 from lockstep.rollout.trajectory import Policy
 from lockstep.session import Session, speeds
 from lockstep.setup import embedded_engine, make_learner, make_model, make_trainer, prepare
@@ -65,7 +65,7 @@ def train(
             elif progress.phase == "sft":
                 progress = Progress(phase="rl", step=0)
             policy = _policy(session, make_engine)
-            last_evaluation = asyncio.run(
+            last_evaluation = run_async(
                 _evaluate_only(session, policy) if sft_only else _reinforce(session, policy, progress.step, checkpoint)
             )
     session.report(last_evaluation)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 ResultT = TypeVar("ResultT")
 MAX_ABANDONED = 256  # threads that nobody waits for any more, before a further one is refused
 GRACE_S = 2.0  # for what was cancelled to end
+ENDING_S = 10.0  # the same when the loop ends
 
 _abandoned: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 _left_behind: set[asyncio.Task[Any]] = set()  # a loop alone would not keep them alive
@@ -27,6 +28,25 @@ class Late(Exception):
 
 class NoThread(RuntimeError):
     """No thread can be started: too many were left behind and still run, or the machine gives no more."""
+
+
+def run_async(main: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """asyncio.run, but what is still running at the end, and does not end within ENDING_S of its cancellation, is left
+    behind: asyncio.run alone would wait for it for ever."""
+
+    async def whole() -> ResultT:
+        try:
+            return await main
+        finally:
+            if others := asyncio.all_tasks() - {asyncio.current_task()}:
+                for task in others:
+                    task.cancel()
+                _, stubborn = await asyncio.wait(others, timeout=ENDING_S)
+                for task in stubborn:
+                    _left_behind.add(task)
+                    asyncio._unregister_task(task)  # or the end of asyncio.run waits for it
+
+    return asyncio.run(whole())
 
 
 async def together(coroutines: Iterable[Coroutine[Any, Any, ResultT]]) -> list[ResultT]:
@@ -50,17 +70,21 @@ async def within(timeout_s: float, work: Awaitable[ResultT], *, ended: Callable[
     """Await other people's code, in a task of its own.
 
     Raises Late after timeout_s seconds, what the work raises, and RuntimeError in place of what is no Exception (a
-    SystemExit, a CancelledError that nobody asked for). Late or cancelled work is cancelled, given GRACE_S to end, and
-    then left behind. ended: called once when the work has really ended, however late.
+    SystemExit, a CancelledError that nobody asked for). KeyboardInterrupt stays what it is. Late or cancelled work is
+    cancelled, given GRACE_S to end, and then left behind. ended: called once when the work has really ended, however
+    late.
     """
     task = asyncio.create_task(_contained(work))
     if ended is not None:
         task.add_done_callback(lambda _: ended())
     try:
         await asyncio.wait({task}, timeout=timeout_s)
-        if task.done():
+        if not task.done():
+            raise Late
+        try:
             return task.result()
-        raise Late
+        except (asyncio.CancelledError, GeneratorExit) as error:  # the work's own: nobody cancelled or closed it
+            raise RuntimeError(type(error).__name__) from None
     finally:
         if not task.done():
             task.cancel()
@@ -70,14 +94,11 @@ async def within(timeout_s: float, work: Awaitable[ResultT], *, ended: Callable[
 
 
 async def _contained(work: Awaitable[ResultT]) -> ResultT:
+    """Without what asyncio would end the loop for, a KeyboardInterrupt excepted."""
     try:
         return await work
-    except (Exception, KeyboardInterrupt, GeneratorExit):
+    except (Exception, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError):
         raise
-    except asyncio.CancelledError:
-        if (task := asyncio.current_task()) is not None and task.cancelling():
-            raise
-        raise RuntimeError("CancelledError") from None  # its own, nobody cancelled it
     except BaseException as error:
         raise RuntimeError(type(error).__name__) from error
 

@@ -1,13 +1,14 @@
 """Things that run at once: all or none, at most so many, and threads that nobody has to wait for."""
 
 import asyncio
+import contextlib
 import gc
 import threading
 
 import pytest
 
 from lockstep.rollout import concurrency
-from lockstep.rollout.concurrency import Late, Limit, NoThread, in_thread, together, within
+from lockstep.rollout.concurrency import Late, Limit, NoThread, in_thread, run_async, together, within
 
 
 def test_results_come_in_order():
@@ -234,3 +235,45 @@ def test_cancelling_the_caller_cancels_the_work():
 
     assert asyncio.run(play()) is True
     assert log == ["cancelled"]
+
+
+def test_what_never_ends_does_not_keep_the_loop_from_ending(monkeypatch):
+    monkeypatch.setattr(concurrency, "GRACE_S", 0.01)
+    monkeypatch.setattr(concurrency, "ENDING_S", 0.01)
+    monkeypatch.setattr(concurrency, "_left_behind", set())
+
+    async def stubborn():
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+
+    async def play():
+        asyncio.create_task(stubborn())  # noqa: RUF006
+        with pytest.raises(Late):
+            await within(0.01, stubborn())
+        return "done"
+
+    assert run_async(play()) == "done"
+    assert len(concurrency._left_behind) == 2
+    for task in concurrency._left_behind:
+        task._log_destroy_pending = False  # pyright: ignore
+
+
+def test_what_ends_when_it_is_cancelled_has_ended_with_the_loop():
+    ended = []
+
+    async def waits():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            ended.append(True)
+
+    async def play():
+        asyncio.create_task(waits())  # noqa: RUF006
+        await asyncio.sleep(0)
+        raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        run_async(play())
+    assert ended == [True]
