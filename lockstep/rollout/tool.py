@@ -12,12 +12,13 @@ import json
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import docstring_parser
 import pydantic
 
 from lockstep.rollout.concurrency import Late, Limit, NoThread, in_thread, within
+from lockstep.rollout.tool_schema import shown
 from lockstep.types import ToolDescription
 
 NUM_FAULTS = 5  # wrong arguments that are named
@@ -172,7 +173,7 @@ def said(error: BaseException) -> str:
     """An exception's words, or none when it cannot say them."""
     try:
         return str(error)
-    except Exception:  # part of the environment boundary: the exception is other people's code too
+    except (Exception, SystemExit):  # part of the environment boundary: the exception is other people's code too
         return "(no message)"
 
 
@@ -186,20 +187,6 @@ def _finite(number: str) -> float:
     return value
 
 
-def _plain(schema: Any) -> Any:
-    """A JSON schema without what only repeats the names: titles go, and an optional X becomes a nullable X."""
-    if isinstance(schema, list):
-        return [_plain(part) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    kinds = [part for part in schema.get("anyOf", ()) if part != {"type": "null"}]
-    if len(kinds) == 1 and len(schema["anyOf"]) == 2:
-        schema = {**{key: value for key, value in schema.items() if key != "anyOf"}, **kinds[0], "nullable": True}
-    properties = {name: _plain(part) for name, part in schema.get("properties", {}).items()}
-    plain = {key: _plain(value) for key, value in schema.items() if key not in ("title", "properties")}
-    return plain | ({"properties": properties} if "properties" in schema else {})
-
-
 def tool(
     function: Callable[..., Any] | None = None,
     *,
@@ -211,24 +198,30 @@ def tool(
 
     The docstring's first paragraph is the description; arguments are described in a Google, NumPy or reST section of
     it, or by Annotated[T, pydantic.Field(description=...)]. max_concurrency: calls at once; tools made for each
-    trajectory share a Limit. Raises TypeError for an argument without annotation, a missing docstring, arguments
-    without a name (*args), or a section that describes an argument the function lacks.
+    trajectory share a Limit. timeout_s: with the wait for a place, which may take as long, it must stay below
+    rollout.environment_timeout_s, or a late call masks the trajectory. Raises TypeError for an argument without
+    annotation, a missing docstring, arguments without a name (*args), a section that describes an argument the function
+    lacks, or a function that yields.
     """
 
     if not timeout_s > 0:
         raise ValueError(f"tool(timeout_s={timeout_s}): must be above 0; 30 is usual")
 
     def make(function: Callable[..., Any]) -> Tool:
+        if not hasattr(function, "__name__"):
+            raise TypeError(f"{function!r:.80} has no name for the model to call: make the tool of a function")
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(f"tool {function.__name__!r} yields: its answer would be no text; return the whole of it")
         if inline and inspect.iscoroutinefunction(function):
             raise TypeError(
                 f"tool {function.__name__!r} is async and inline: only a plain function can be inline; drop one"
             )
-        arguments = _arguments(function)
+        arguments, names = _arguments(function)
         description = inspect.cleandoc(function.__doc__ or "").split("\n\n")[0].replace("\n", " ")
-        schema = _plain(arguments.model_json_schema())
+        schema = shown(arguments.model_json_schema())
         return Tool(
             description=ToolDescription(name=function.__name__, description=description, parameters=schema),
-            check=lambda values: _checked(arguments, values),
+            check=lambda values: _checked(arguments, names, values),
             function=function,
             timeout_s=timeout_s,
             inline=inline,
@@ -238,36 +231,46 @@ def tool(
     return make if function is None else make(function)
 
 
-def _arguments(function: Callable[..., Any]) -> type[pydantic.BaseModel]:
-    """A model of the function's arguments, as its signature and its docstring say."""
+def _arguments(function: Callable[..., Any]) -> tuple[type[pydantic.BaseModel], dict[str, str]]:
+    """A model of the function's arguments, as its signature and its docstring say, and the argument that each of its
+    fields is. The fields have names of their own, for a model cannot have one named `_x` or `model_config`."""
     name = function.__name__
     if not function.__doc__:
         raise TypeError(f"tool {name!r} has no docstring: it is the description that the model reads; write one")
     told = {p.arg_name: p.description for p in docstring_parser.parse(function.__doc__).params if p.description}
-    hints = inspect.get_annotations(function, eval_str=True)
+    try:
+        hints = inspect.get_annotations(function, eval_str=True)
+    except NameError as error:
+        raise TypeError(f"tool {name!r}: {error}, which an annotation says; define it in the module") from error
     fields: dict[str, Any] = {}
+    names: dict[str, str] = {}
     for argument, parameter in inspect.signature(function).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
             raise TypeError(f"tool {name!r}: argument {parameter} cannot be given by name; make it an ordinary one")
         if argument not in hints:
             raise TypeError(f"tool {name!r}: argument {argument!r} has no type annotation; add one")
         default = ... if parameter.default is parameter.empty else parameter.default
-        description = told.pop(argument, None)
-        fields[argument] = (
-            hints[argument],
-            default if description is None else pydantic.Field(default, description=" ".join(description.split())),
-        )
+        hint, description = hints[argument], told.pop(argument, None)
+        if description is not None:
+            hint = Annotated[hint, pydantic.Field(description=" ".join(description.split()))]
+        field = f"tool_argument_{len(names)}"
+        fields[field], names[field] = (hint, default), argument
     if told:
         raise TypeError(f"tool {name!r} describes an argument {min(told)!r} that it lacks; correct the docstring")
-    return pydantic.create_model(name, __config__=pydantic.ConfigDict(extra="forbid"), **fields)
+    config = pydantic.ConfigDict(extra="forbid", alias_generator=lambda field: names.get(field, field))
+    return pydantic.create_model(name, __config__=config, **fields), names
 
 
-def _checked(arguments: type[pydantic.BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(
+    arguments: type[pydantic.BaseModel], names: Mapping[str, str], values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The function's arguments. Checked as JSON, for there a list is a tuple, and a text a date or a member of an
+    enum, which strictly they are not in Python."""
     try:
-        checked = arguments.model_validate(values, strict=True)
+        checked = arguments.model_validate_json(json.dumps(values), strict=True)
     except pydantic.ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
         faults = [f"{'.'.join(map(str, e['loc'])) or 'arguments'}: {e['msg']}" for e in found[:NUM_FAULTS]]
         more = [f"and {len(found) - NUM_FAULTS} more"] if len(found) > NUM_FAULTS else []
         raise BadArguments("; ".join(faults + more)) from None
-    return {name: getattr(checked, name) for name in arguments.model_fields}
+    return {argument: getattr(checked, field) for field, argument in names.items()}

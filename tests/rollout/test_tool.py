@@ -421,10 +421,20 @@ class Unspeakable:
         raise OSError("no words")
 
 
+class Leaving(Exception):
+    def __str__(self):
+        raise SystemExit
+
+
 @pytest.mark.parametrize("inline", [True, False])
 @pytest.mark.parametrize(
     ("raised", "said"),
-    [(SystemExit(3), ""), (Mute(), "Mute: (no message)"), (asyncio.CancelledError(), "CancelledError")],
+    [
+        (SystemExit(3), ""),
+        (Mute(), "Mute: (no message)"),
+        (Leaving(), "Leaving: (no message)"),
+        (asyncio.CancelledError(), "CancelledError"),
+    ],
 )
 def test_whatever_a_tool_raises_is_one_message(inline, raised, said):
     @tool(inline=inline)
@@ -437,13 +447,28 @@ def test_whatever_a_tool_raises_is_one_message(inline, raised, said):
     assert result.text.startswith("Error: ") and said in result.text
 
 
-def test_an_async_tool_that_cancels_itself_is_at_fault():
+@pytest.mark.parametrize("how", ["CancelledError", "cancel", "GeneratorExit", "SystemExit", "BaseExceptionGroup"])
+def test_what_would_end_a_task_or_the_loop_is_one_message(how):
+    raised = {
+        "CancelledError": asyncio.CancelledError(),
+        "GeneratorExit": GeneratorExit(),
+        "SystemExit": SystemExit(),
+        "BaseExceptionGroup": BaseExceptionGroup("two", [SystemExit(), GeneratorExit()]),
+    }
+
     @tool
     async def leave() -> str:
         """Leave."""
-        raise asyncio.CancelledError
+        if how in raised:
+            raise raised[how]
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+        return "never"
 
-    assert answer(leave, "{}") == ToolResult(text="Error: RuntimeError: CancelledError", fault="tool/error")
+    said = "CancelledError" if how == "cancel" else how
+    assert answer(leave, "{}") == ToolResult(text=f"Error: RuntimeError: {said}", fault="tool/error")
 
 
 def test_what_has_no_text_is_a_fault():

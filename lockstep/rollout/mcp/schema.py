@@ -1,19 +1,18 @@
-"""The JSON schema of a server's tool: as the model is shown it, and as the check of what the model writes.
+"""The JSON schema of a server's tool as the check of what the model writes: the schema as the server gave it.
 
-The check is of the schema as the server gave it. What the model is shown says the same in the features that the
-formats can render: references are written out, alternatives are oneOf, and titles, which repeat the names, are gone.
-
-The check runs on the event loop, so its time is bounded by the length of the arguments: what is long is refused, and
-patterns, whose matching may take for ever, are the server's to check.
+The check runs on the event loop, so its time is bounded: long arguments are refused, and so are those that take a
+schema too many steps; patterns, whose matching may take for ever, are the server's to check.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lockstep.rollout.tool import BadArguments
+from lockstep.rollout.tool_schema import VALUES
 from lockstep.types import UserError
 
 try:
@@ -26,86 +25,8 @@ except ModuleNotFoundError as error:
 
 MAX_FAULTS, MAX_FAULT_CHARACTERS = 5, 200
 MAX_BYTES, MAX_ITEMS = 1 << 16, 500  # of all arguments as JSON; of one array in them
-MAX_PARTS = 2000  # of a schema that is shown; the rest is shown as anything
-DROPPED = ("title", "$schema", "$id", "$defs", "definitions", "$comment", "$ref", "anyOf", "allOf")
-VALUES = ("enum", "const", "default", "examples", "required")  # keywords that hold no schema
-
-
-def shown(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema for the model to read. What refers to itself is shown as anything where it does."""
-    return {"type": "object", "properties": {}} | _Reading(schema).shown(schema, ())
-
-
-class _Reading:
-    """One schema being read. root: what references start from."""
-
-    def __init__(self, root: Mapping[str, Any]) -> None:
-        self.root, self.room = root, MAX_PARTS
-
-    def shown(self, schema: Mapping[str, Any], within: tuple[str, ...]) -> dict[str, Any]:
-        """within: the references that led here."""
-        self.room -= 1
-        if self.room < 0:
-            return {}
-        schema, within = self.plain(schema, within)
-        told: dict[str, Any] = {}
-        for key, value in schema.items():
-            if key in ("properties", "patternProperties") and isinstance(value, Mapping):
-                told[key] = {name: self.part(part, within) for name, part in value.items()}
-            elif key in VALUES:
-                told[key] = value
-            elif key not in DROPPED:
-                told[key] = self.part(value, within)
-        if isinstance(told.get("const"), str):
-            told = {"type": "string", "enum": [told.pop("const")]} | told
-        return told
-
-    def part(self, value: Any, within: tuple[str, ...]) -> Any:
-        if isinstance(value, Mapping):
-            return self.shown(value, within)
-        return [self.part(one, within) for one in value] if isinstance(value, list) else value
-
-    def plain(self, schema: Mapping[str, Any], within: tuple[str, ...]) -> tuple[Mapping[str, Any], tuple[str, ...]]:
-        """A schema whose references and combinations are written out at its top."""
-        if isinstance(reference := schema.get("$ref"), str):
-            target = {} if reference in within else self.target(reference)
-            return self.plain(_both(target, _without(schema, "$ref")), (*within, reference))
-        if isinstance(parts := schema.get("allOf"), list):
-            merged = _without(schema, "allOf")
-            for part in parts:
-                if isinstance(part, Mapping):
-                    part, within = self.plain(part, within)
-                    merged = _both(part, merged)
-            return self.plain(merged, within)
-        if not isinstance(variants := schema.get("anyOf"), list):
-            return schema, within
-        kinds = [variant for variant in variants if variant != {"type": "null"}]
-        rest = _without(schema, "anyOf") | ({"nullable": True} if len(kinds) < len(variants) else {})
-        if len(kinds) == 1 and isinstance(kinds[0], Mapping):
-            return self.plain(_both(kinds[0], rest), within)
-        return {**rest, "oneOf": variants}, within
-
-    def target(self, reference: str) -> Mapping[str, Any]:
-        """What a reference points at within the schema; nothing when it points elsewhere."""
-        found: Any = self.root if reference == "#" or reference.startswith("#/") else {}
-        for part in reference.split("/")[1:]:
-            name = part.replace("~1", "/").replace("~0", "~")
-            found = found.get(name) if isinstance(found, Mapping) else None
-        return found if isinstance(found, Mapping) else {}
-
-
-def _without(schema: Mapping[str, Any], keyword: str) -> dict[str, Any]:
-    return {key: value for key, value in schema.items() if key != keyword}
-
-
-def _both(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Two schemas as one; where they differ the upper one is right."""
-    both = {**below, **above}
-    if isinstance(below.get("properties"), Mapping) and isinstance(above.get("properties"), Mapping):
-        both["properties"] = {**below["properties"], **above["properties"]}
-    if isinstance(below.get("required"), list) and isinstance(above.get("required"), list):
-        both["required"] = list(dict.fromkeys([*below["required"], *above["required"]]))
-    return both
+MAX_STEPS = 20_000  # keywords of a schema that one check applies; references can make a small one take billions
+UNCHECKED = ("pattern", "unevaluatedItems", "unevaluatedProperties")  # their time is not bounded
 
 
 def _unchecked(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[jsonschema.ValidationError]:
@@ -141,15 +62,34 @@ def _has_long_array(value: Any) -> bool:
 def checker(schema: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
     """A check for Tool: the arguments as they are, or BadArguments that says which are wrong. References out of the
     schema are not fetched. Raises ValueError when the schema is none."""
+    return _checker(json.dumps(schema))
+
+
+@functools.lru_cache(maxsize=4096)  # to read a schema takes milliseconds, and each trajectory asks for all its tools
+def _checker(text: str) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    schema = json.loads(text)
     kind = validator_for(schema, default=jsonschema.Draft202012Validator)
     try:
-        kind.check_schema(dict(schema))
+        kind.check_schema(schema)
     except jsonschema.SchemaError as error:
         raise ValueError(_line(error.message)) from error
-    bounded: Any = extend(kind, {"pattern": _unchecked, "uniqueItems": _unique})
-    validator = bounded(_undeclared(dict(schema)), registry=referencing.Registry())
+    steps = iter(())
+
+    def counted(keyword: Any) -> Any:
+        def apply(*given: Any) -> Any:
+            if next(steps, None) is None:
+                raise BadArguments(f"arguments: the schema takes more than {MAX_STEPS} steps to check them")
+            return keyword(*given)
+
+        return apply
+
+    applied = {**kind.VALIDATORS, "uniqueItems": _unique, **dict.fromkeys(UNCHECKED, _unchecked)}
+    bounded: Any = extend(kind, {name: counted(keyword) for name, keyword in applied.items()})
+    validator = bounded(_undeclared(schema), registry=referencing.Registry())
 
     def check(values: Mapping[str, Any]) -> Mapping[str, Any]:
+        nonlocal steps
+        steps = iter(range(MAX_STEPS))
         try:
             if len(json.dumps(values, ensure_ascii=False, allow_nan=False).encode()) > MAX_BYTES:
                 raise BadArguments(f"arguments: longer than {MAX_BYTES} bytes")

@@ -27,6 +27,7 @@ from lockstep.rollout.mcp import schema, transport
 from lockstep.rollout.mcp.connection import Connection, Gone
 from lockstep.rollout.mcp.result import text_of
 from lockstep.rollout.tool import InfrastructureError, Tool, ToolError
+from lockstep.rollout.tool_schema import shown
 from lockstep.types import ToolDescription, UserError
 
 
@@ -167,7 +168,7 @@ class McpServer:
         description = ToolDescription(
             name=self.prefix + re.sub(r"[^A-Za-z0-9_-]", "_", listed.name),
             description=inspect.cleandoc(listed.description or listed.title or listed.name),
-            parameters=schema.shown(listed.input_schema),
+            parameters=shown(listed.input_schema),
         )
         return Tool(
             description=description, check=check, function=function, timeout_s=self.timeout_s, limit=self._limit
