@@ -24,6 +24,8 @@ def call(name, arguments):
         return f"{count} in {os.getpid()}"
     if name == "where":
         return os.getcwd()
+    if name == "half":
+        return "half a pair: \ud800"
     return json.dumps(arguments)
 
 

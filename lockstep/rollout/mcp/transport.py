@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
@@ -126,16 +127,25 @@ async def lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
 
 def _message(line: bytes) -> SessionMessage | Exception:
     """A line as a message; a failure as the client's transports report it."""
-    if len(line) > MAX_ANSWER_BYTES:
-        answers = _ANSWERS.match(line)
-        if answers is None:
-            return ValueError("a message is too long")
-        error = mcp_types.ErrorData(code=mcp_types.PARSE_ERROR, message="too long")
-        return SessionMessage(mcp_types.JSONRPCError(jsonrpc="2.0", id=int(answers[1]), error=error))
+    if len(line) <= MAX_ANSWER_BYTES:
+        with contextlib.suppress(ValidationError, RecursionError):
+            return SessionMessage(mcp_types.jsonrpc_message_adapter.validate_json(line, by_name=False))
+    if (answers := _answers(line)) is None:
+        return ValueError("a message is too long, or cannot be read")
+    error = mcp_types.ErrorData(code=mcp_types.PARSE_ERROR, message="too long, or cannot be read")
+    return SessionMessage(mcp_types.JSONRPCError(jsonrpc="2.0", id=answers, error=error))
+
+
+def _answers(line: bytes) -> int | None:
+    """Which request a line answers that is cut off or no message, as one with half a surrogate pair is none."""
+    if match := _ANSWERS.match(line):
+        return int(match[1])
     try:
-        return SessionMessage(mcp_types.jsonrpc_message_adapter.validate_json(line, by_name=False))
-    except (ValidationError, RecursionError) as error:
-        return ValueError(str(error))
+        found = json.loads(line.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+    is_answer = isinstance(found, dict) and "method" not in found and type(found.get("id")) is int
+    return found["id"] if is_answer else None
 
 
 async def _end(process: Any) -> None:
@@ -156,8 +166,8 @@ async def _end(process: Any) -> None:
 async def http(url: str, *, headers: Mapping[str, str], connect_timeout_s: float) -> AsyncIterator[tuple[Any, Any]]:
     """Streams to and from a streamable HTTP server. An answer that says that the server or the session is gone raises
     ServerFault out of the context."""
-    client = httpx2.AsyncClient(
-        headers=dict(headers),
+    client = _Client(
+        headers={**headers, "accept-encoding": "identity"},
         follow_redirects=True,
         timeout=httpx2.Timeout(connect_timeout_s, read=None),  # how long a call may take is its tool's affair
         limits=httpx2.Limits(max_connections=None),
@@ -167,14 +177,23 @@ async def http(url: str, *, headers: Mapping[str, str], connect_timeout_s: float
         yield streams
 
 
+class _Client(httpx2.AsyncClient):
+    async def delete(self, *given: Any, **options: Any) -> httpx2.Response:
+        """The end of a session, which the server may keep to itself."""
+        async with asyncio.timeout(GRACE_S):
+            return await super().delete(*given, **options)
+
+
 async def _checked(response: httpx2.Response) -> None:
-    """Bound the answer to a POST, and fail where the server or its session is gone."""
+    """Bound the answer to a POST, and fail where the server or its session is gone, or the bound would not hold."""
     request, status = response.request, response.status_code
     kind = response.headers.get("content-type", "")
     if response.has_redirect_location:
         onward = request.url.join(response.headers["location"])
         if (onward.scheme, onward.netloc) != (request.url.scheme, request.url.netloc):  # it would see the headers
             raise ServerFault(f"leads to another place, {onward.netloc.decode()}: give that url if it is right")
+    if (coding := response.headers.get("content-encoding", "identity")) != "identity":
+        raise ServerFault(f"answers in the encoding {coding[:40]!r}, which was not asked for: turn its compression off")
     if request.method != "POST":
         return
     if status == 404 and "mcp-session-id" in request.headers:
