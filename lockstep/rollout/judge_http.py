@@ -134,9 +134,13 @@ class Asked:
             said = " ".join((said.replace(key, "***") if key else said).split())[:200]
             raise InfrastructureError(f"{self.name} answers with HTTP {status}: {said}")
         try:
-            content = json.loads(body)["choices"][0]["message"]["content"]
+            choice = json.loads(body)["choices"][0]
+            content = choice["message"]["content"]
         except (ValueError, LookupError, TypeError, RecursionError):
-            content = None
+            choice, content = {}, None
+        ends = isinstance(content, str) and content.rstrip().endswith(("}", "```"))  # an object shows that it is whole
+        if choice.get("finish_reason") == "length" and not ends:  # `score: 1` may be the beginning of `score: 10`
+            raise NoVerdict(f"the answer was cut off at max_tokens={self.judge.max_tokens}; raise it")
         if not isinstance(content, str):
             raise NoVerdict("the answer is no chat completion with a text")
         return content

@@ -41,6 +41,19 @@ def test_garbage_masks_and_is_never_a_score(serve, answer):
     assert len(str(raised.value)) < 300 and "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("text", ["Fine.\nscore: 1", None, '{"score": 1'])
+def test_a_verdict_that_was_cut_off_is_none(serve, text):
+    """`score: 1` of `score: 10`, or a thought that took all the room."""
+    answer = json.dumps({"choices": [{"finish_reason": "length", "message": {"content": text}}]})
+    with pytest.raises(InfrastructureError, match="no verdict twice: the answer was cut off at max_tokens=7; raise it"):
+        judged(made(serve((200, {}, answer)), max_tokens=7, high=10), ending())
+
+
+def test_a_whole_verdict_counts_whatever_was_cut_off_behind_it(serve):
+    choice = {"finish_reason": "length", "message": {"content": '{"score": 1}' + "\n" * 99}}
+    assert judged(made(serve((200, {}, json.dumps({"choices": [choice]})))), ending()) == [1.0]
+
+
 def test_what_may_pass_is_waited_for(serve):
     server = serve(429, 503, (429, {"Retry-After": "0"}, ""), 500, '{"score": 1}')
     assert judged(made(server), ending()) == [1.0]
