@@ -9,13 +9,14 @@ Parts with a weight of 0 are measured and logged (as measure/NAME) but change no
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lockstep.rollout.concurrency import Late, in_thread, together, within
 from lockstep.rollout.tool import infrastructure_in, said
-from lockstep.types import Message, Task
+from lockstep.types import Message, Task, UserError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,12 @@ class Reward:
     function: Callable[[Ending], float | Awaitable[float]]
     weight: float = 1.0
     timeout_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.weight):
+            raise UserError(f"Reward({self.name!r}, weight={self.weight}): must be finite; 0 measures without a say")
+        if not self.timeout_s > 0:
+            raise UserError(f"Reward({self.name!r}, timeout_s={self.timeout_s}): must be above 0; 10 is usual")
 
 
 class RewardFault(RuntimeError):

@@ -7,7 +7,7 @@ import pytest
 
 from lockstep.rollout.reward import Ending, Reward, RewardFault, Score, score
 from lockstep.rollout.tool import InfrastructureError
-from lockstep.types import Message, Task
+from lockstep.types import Message, Task, UserError
 
 ENDING = Ending(task=Task(id="t", messages=(Message(role="user", content="Go."),)), answer="four", messages=())
 
@@ -101,3 +101,16 @@ def test_infrastructure_inside_a_group_is_seen():
 
     with pytest.raises(InfrastructureError, match="no judge"):
         scored(Reward("judge", several))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weight": float("nan")}, r"Reward\('length', weight=nan\): must be finite"),
+        ({"weight": float("inf")}, "weight=inf"),
+        ({"timeout_s": 0}, r"timeout_s=0\): must be above 0"),
+    ],
+)
+def test_options_are_checked(options, message):
+    with pytest.raises(UserError, match=message):
+        Reward("length", length, **options)
