@@ -146,6 +146,9 @@ def _check_messages(messages: Any) -> None:
             raise WrongResult(
                 f"returned a message of role {each.role!r}: it must be one of {', '.join(get_args(Role))}"
             )
+        for part in ("channel", "recipient", "name"):
+            if not isinstance(value := getattr(each, part), str | None):
+                raise WrongResult(f"returned a message whose {part} is {type(value).__name__}: it must be text or None")
         if each.role == "tool" and not each.name:
             raise WrongResult("returned a tool's message without a name: say which tool speaks, e.g. functions.search")
 

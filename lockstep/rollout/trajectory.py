@@ -171,6 +171,8 @@ class Attempt:
             await asyncio.shield(closing)
         except asyncio.CancelledError:
             await asyncio.wait({closing})
+            if closing.done() and not closing.cancelled():
+                closing.exception()  # asked for, or asyncio writes a traceback of it over the user's screen
             raise
         except (EnvironmentFault, InfrastructureError):
             self.events["close_failed"] += 1

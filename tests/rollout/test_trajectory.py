@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import gc
 
 import numpy as np
 import pytest
@@ -536,6 +537,8 @@ def test_answers_need_room_for_a_note():
         (Message(role="tool", name="adder", content=None), "a message whose content is NoneType: it must be text"),
         (Message(role="critic", content="5"), "a message of role 'critic': it must be one of system, developer, user,"),
         (Message(role="tool", content="5"), "a tool's message without a name: say which tool speaks"),
+        (Message(role="tool", name=3, content="5"), "a message whose name is int: it must be text or None"),
+        (Message(role="user", channel=b"final", content="5"), "a message whose channel is bytes: it must be text or"),
     ],
 )
 def test_messages_that_no_format_can_hold_mask_the_trajectory(message, said):
@@ -642,3 +645,32 @@ def test_a_close_goes_on_when_the_attempt_is_cancelled():
         return running.cancelled(), environment.log
 
     assert asyncio.run(play()) == (True, ["start", "step", "closed"])
+
+
+def test_a_close_that_fails_after_a_cancellation_is_not_written_over_the_screen():
+    """asyncio reports a failure that nobody asked for, with a traceback."""
+    reported = []
+
+    class Broken(Environment):
+        async def close(self, state):
+            self.closing.set()
+            await self.release.wait()
+            raise OSError("disk")
+
+    async def play():
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context["message"]))
+        environment = Broken(step=OSError("disk"))
+        environment.closing, environment.release = asyncio.Event(), asyncio.Event()
+        made = attempt(environment)
+        made.policy = dataclasses.replace(made.policy, engine=ScriptedEngine([[20, STOP]]))
+        running = asyncio.create_task(made.run())
+        await environment.closing.wait()
+        running.cancel()
+        await asyncio.sleep(0)
+        environment.release.set()
+        await asyncio.gather(running, return_exceptions=True)
+        del running, made
+        gc.collect()
+
+    asyncio.run(play())
+    assert reported == []
