@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 ResultT = TypeVar("ResultT")
 MAX_ABANDONED = 256  # threads that nobody waits for any more, before a further one is refused
 GRACE_S = 2.0  # for what was cancelled to end
-ENDING_S = 10.0  # the same when the loop ends
+ENDING_S = 5.0  # the same when the loop ends
 
 _abandoned: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 _left_behind: set[asyncio.Task[Any]] = set()  # a loop alone would not keep them alive

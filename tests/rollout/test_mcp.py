@@ -437,6 +437,7 @@ def test_tools_are_chosen_and_named():
         ({"url": "http://a", "env": {"A": "b"}}, "env=...\\) has no effect with url"),
         ({"url": "http://a", "cwd": Path()}, "cwd=...\\) has no effect with url"),
         ({"command": ("a",), "headers": {"A": "b"}}, "headers=...\\) has no effect with command"),
+        ({"command": ("a",), "prefix": "my server."}, "prefix='my server.'\\): take letters, digits, _ and - alone"),
         ({"command": ("a",), "timeout_s": 0}, "timeout_s=0\\): must be above 0"),
         ({"command": ("a",), "max_concurrency": 0}, "max_concurrency=0\\): must be above 0"),
     ],

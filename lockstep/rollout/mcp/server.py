@@ -74,6 +74,10 @@ class McpServer:
             raise UserError(f"McpServer(command={self.command!r}, url={self.url!r}): give one of the two")
         if self.url and not self.url.startswith(("http://", "https://")):
             raise UserError(f"McpServer(url={self.url!r}): must begin with http:// or https://")
+        if not re.fullmatch(r"[A-Za-z0-9_-]*", self.prefix):
+            raise UserError(
+                f"McpServer(prefix={self.prefix!r}): names have letters, digits, _ and -; leave the rest out"
+            )
         for name, unused in (("headers", self.command), ("env", self.url), ("cwd", self.url)):
             if unused and getattr(self, name):
                 given = "command" if self.command else "url"
