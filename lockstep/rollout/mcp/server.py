@@ -75,9 +75,7 @@ class McpServer:
         if self.url and not self.url.startswith(("http://", "https://")):
             raise UserError(f"McpServer(url={self.url!r}): must begin with http:// or https://")
         if not re.fullmatch(r"[A-Za-z0-9_-]*", self.prefix):
-            raise UserError(
-                f"McpServer(prefix={self.prefix!r}): names have letters, digits, _ and -; leave the rest out"
-            )
+            raise UserError(f"McpServer(prefix={self.prefix!r}): take letters, digits, _ and - alone")
         for name, unused in (("headers", self.command), ("env", self.url), ("cwd", self.url)):
             if unused and getattr(self, name):
                 given = "command" if self.command else "url"
