@@ -21,7 +21,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -63,6 +63,9 @@ class Judge:
     """Ask the server to constrain the verdict to its JSON schema; off for servers that refuse `response_format`."""
     max_tokens: int = 1024
     """Tokens of a verdict, its reasons included."""
+    request: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of the request, sent as they are; None leaves out one that is sent otherwise. OpenAI's reasoning
+    models want {"max_tokens": None, "temperature": None, "max_completion_tokens": 4096}."""
     max_characters: int = 32768
     """Characters of one shown value; of a longer one the middle is left out."""
     timeout_s: float = 60.0
@@ -86,6 +89,12 @@ class Judge:
         for name in ("timeout_s", "max_concurrency", "max_tokens", "max_characters"):
             if not getattr(self, name) > 0:
                 raise UserError(f"Judge({name}={getattr(self, name)}): must be above 0")
+        if taken := sorted({"model", "messages", "stream", "n"} & self.request.keys()):
+            raise UserError(f"Judge(request=...): {', '.join(taken)}: the judge's own affair; leave it out")
+        try:
+            json.dumps(self.request)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"Judge(request={self.request!r:.200}): must be JSON: {error}") from error
 
     def reward(self, name: str = "judge", *, weight: float = 1.0, shows: Shows = task_and_answer) -> Reward:
         """A part of a reward: 0 for a trajectory without an answer, else the judge's score between low and high as a

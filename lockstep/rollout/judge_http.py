@@ -109,6 +109,7 @@ class Asked:
         asked["max_tokens"] = judge.max_tokens
         if judge.constrained:
             asked["response_format"] = {"type": "json_schema", "json_schema": {"name": "verdict", "schema": _SCHEMA}}
+        asked = {name: value for name, value in {**asked, **judge.request}.items() if value is not None}
         key = os.environ.get(judge.api_key_env, "") if judge.api_key_env else ""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
@@ -140,7 +141,9 @@ class Asked:
             choice, content = {}, None
         ends = isinstance(content, str) and content.rstrip().endswith(("}", "```"))  # an object shows that it is whole
         if choice.get("finish_reason") == "length" and not ends:  # `score: 1` may be the beginning of `score: 10`
-            raise NoVerdict(f"the answer was cut off at max_tokens={self.judge.max_tokens}; raise it")
+            raise NoVerdict(
+                f"the answer was cut off at max_tokens={self.judge.max_tokens}, or a limit in `request`; raise it"
+            )
         if not isinstance(content, str):
             raise NoVerdict("the answer is no chat completion with a text")
         return content

@@ -45,13 +45,21 @@ def test_garbage_masks_and_is_never_a_score(serve, answer):
 def test_a_verdict_that_was_cut_off_is_none(serve, text):
     """`score: 1` of `score: 10`, or a thought that took all the room."""
     answer = json.dumps({"choices": [{"finish_reason": "length", "message": {"content": text}}]})
-    with pytest.raises(InfrastructureError, match="no verdict twice: the answer was cut off at max_tokens=7; raise it"):
+    with pytest.raises(InfrastructureError, match="no verdict twice: the answer was cut off at max_tokens=7"):
         judged(made(serve((200, {}, answer)), max_tokens=7, high=10), ending())
 
 
 def test_a_whole_verdict_counts_whatever_was_cut_off_behind_it(serve):
     choice = {"finish_reason": "length", "message": {"content": '{"score": 1}' + "\n" * 99}}
     assert judged(made(serve((200, {}, json.dumps({"choices": [choice]})))), ending()) == [1.0]
+
+
+def test_a_server_gets_the_fields_it_wants(serve):
+    server = serve('{"score": 1}')
+    request = {"max_tokens": None, "temperature": None, "max_completion_tokens": 9, "reasoning_effort": "low"}
+    assert judged(made(server, request=request, constrained=False), ending()) == [1.0]
+    (_, _, body) = server.requests[0]
+    assert body.keys() == {"model", "messages", "max_completion_tokens", "reasoning_effort"}
 
 
 def test_what_may_pass_is_waited_for(serve):
