@@ -21,6 +21,7 @@ from lockstep.rollout.tool import Tool, infrastructure_in, readable, said
 from lockstep.types import Demonstration, Message, Role, Task, ToolDescription
 
 Split = Literal["train", "heldout"]
+MAX_CALLS = 128  # that are made of one action; each may take a thread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,8 +240,15 @@ class ToolEnvironment:
         if not calls:
             return Step(done=True)
         events: Counter[str] = Counter()
-        answers = await together(self._answer(state, call, events) for call in calls)
+        answers = await together(self._answer(state, call, events) for call in calls[:MAX_CALLS])
+        answers += [self._too_many(call, events) for call in calls[MAX_CALLS:]]
         return Step(messages=tuple(answers), events=events)
+
+    def _too_many(self, call: Message, events: Counter[str]) -> Message:
+        """The answer to a call that is not made: thousands in one action would take a thread each."""
+        events.update({"tool_calls": 1, "malformed/too_many_calls": 1})
+        text = f"Error: not called; one action may make {MAX_CALLS} calls."
+        return Message(role="tool", name=call.recipient, content=text)
 
     async def _answer(self, state: ToolState, call: Message, events: Counter[str]) -> Message:
         assert call.recipient is not None

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lockstep.rollout.environment import (
+    MAX_CALLS,
     EnvironmentFault,
     Start,
     Step,
@@ -150,6 +151,14 @@ def test_faults_add_up_over_an_action():
     played = step(calls("{"), calls("{"), calls('{"n": 2}'), calls("{}", "functions.x"))
     assert played.events == {"tool_calls": 4, "malformed/bad_json": 2, "malformed/unknown_tool": 1}
     assert played.messages[2] == tells("4")
+
+
+def test_a_flood_of_calls_is_answered_but_not_made():
+    played = step(*[calls('{"n": 1}') for _ in range(MAX_CALLS + 2)])
+    assert played.events == {"tool_calls": MAX_CALLS + 2, "malformed/too_many_calls": 2}
+    assert [message.content for message in played.messages[-3:]] == ["2"] + 2 * [
+        f"Error: not called; one action may make {MAX_CALLS} calls."
+    ]
 
 
 def test_a_function_that_is_no_tool_is_named():
