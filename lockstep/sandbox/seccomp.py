@@ -42,7 +42,7 @@ PROCESS = """
     sched_get_priority_min sched_getaffinity sched_getparam sched_getscheduler set_robust_list set_tid_address setrlimit
     sigaltstack sysinfo tgkill times tkill uname vfork wait4 waitid
 """
-SOCKETS = "getpeername getsockname getsockopt setsockopt shutdown"
+SOCKETS = "getpeername getsockname shutdown"
 METADATA = "chmod fchmod fchmodat utime utimes utimensat futimesat"
 
 
@@ -75,25 +75,35 @@ Condition = OneOf | NoneOf | NullPointer
 
 _NEW_NAMESPACES_AND_PARENT = 0x7E020000 | 0x00008000 | 0x00002000  # CLONE_NEW*, CLONE_PARENT, CLONE_PTRACE
 _MAP_SHARED_ANONYMOUS = (0x21, 0x23)  # hidden from every process's resident size once unmapped by it
-_O_TRUNC, _O_ACCMODE = 0x200, 0x3
+_MAP_HUGETLB = 0x40000
+_O_TRUNC, _O_ACCMODE, _O_NEITHER = 0x200, 0x3, 0x3
+_SIGCHLD = 17
 
 CONDITIONS: Mapping[str, Sequence[Condition]] = {
     # a thread with descriptors of its own (CLONE_THREAD, 0x10000, without CLONE_FILES, 0x400) could hide files there
-    "clone": [OneOf(0, [0], _NEW_NAMESPACES_AND_PARENT), NoneOf(0, [0x10000], 0x10400)],
+    # an end told by another signal than SIGCHLD is SIGCONT's way into a session that stands still between runs
+    "clone": [OneOf(0, [0], _NEW_NAMESPACES_AND_PARENT), NoneOf(0, [0x10000], 0x10400), OneOf(0, [0, _SIGCHLD], 0xFF)],
     # no RWF_NOWAIT, no POSIX_FADV_DONTNEED, no MADV_COLD or MADV_PAGEOUT (and no mincore): which pages of the runtime
     # are in memory carries bits to later calls. The time that a read takes, and getrusage's count of reads, still do.
     "preadv2": [NoneOf(5, [8], 8)],
     "fadvise64": [NoneOf(3, [4])],
     "madvise": [NoneOf(2, [20, 21])],
     "close_range": [OneOf(2, [0, 4])],  # not CLOSE_RANGE_UNSHARE
-    "open": [NoneOf(1, [_O_TRUNC], _O_TRUNC | _O_ACCMODE)],  # a read-only open that truncates escapes old Landlock
-    "openat": [NoneOf(2, [_O_TRUNC], _O_TRUNC | _O_ACCMODE)],
-    "mmap": [NoneOf(3, _MAP_SHARED_ANONYMOUS, 0x2F)],
+    # A read-only open that truncates escapes old Landlock. One for neither reading nor writing (access mode 3, made for
+    # drivers) escapes every Landlock: it opens any file and device, and truncates under an old one.
+    "open": [NoneOf(1, [_O_TRUNC], _O_TRUNC | _O_ACCMODE), NoneOf(1, [_O_NEITHER], _O_ACCMODE)],
+    "openat": [NoneOf(2, [_O_TRUNC], _O_TRUNC | _O_ACCMODE), NoneOf(2, [_O_NEITHER], _O_ACCMODE)],
+    # nor huge pages that the host keeps for others: no process's resident size shows them
+    "mmap": [NoneOf(3, _MAP_SHARED_ANONYMOUS, 0x2F), NoneOf(3, [_MAP_HUGETLB], _MAP_HUGETLB)],
     # AF_UNIX and SOCK_STREAM: a datagram pair could send to any named socket
     "socketpair": [OneOf(0, [1]), OneOf(1, [1], 0xF)],
     # no MSG_OOB: a reader is woken for it and then waits; its kernel code has been broken out of before
     "sendto": [NullPointer(4), OneOf(3, [0], 1)],
     "recvfrom": [OneOf(3, [0], 1)],
+    # SO_TYPE, SO_ERROR, SO_SNDBUF, SO_RCVBUF, SO_ACCEPTCONN, SO_PROTOCOL, SO_DOMAIN; not who the other side is, nor a
+    # descriptor of its process. No setsockopt: it makes buffers of gigabytes, which are no process's memory, and loads
+    # filter programs.
+    "getsockopt": [OneOf(1, [1]), OneOf(2, [3, 4, 7, 8, 30, 38, 39])],
     # FIONREAD, FIONBIO, FIOCLEX, FIONCLEX, TCGETS, TIOCGWINSZ; not TIOCSTI
     "ioctl": [OneOf(1, [0x541B, 0x5421, 0x5451, 0x5450, 0x5401, 0x5413])],
     # duplicates, flags and locks; not owners and signals, leases, or the size of pipes

@@ -135,6 +135,11 @@ MUTATIONS: Sequence[Mutation] = (
     *mutate("filter: unshare (which the start-up probe calls)", "nl", [allow("unshare")]),
     *mutate("filter: setns", "nl", [allow("setns")], "call_setns"),
     *mutate("filter: flags of clone", "l", no_condition("clone"), "clone_user"),
+    *mutate("filter: how the end of a child is told", "nl", no_condition("clone"), "session_is_woken"),
+    *mutate("filter: opening for neither reading nor writing", "l", no_condition("openat"), "open_for_neither"),
+    *mutate("filter: options of sockets", "nl", [allow("setsockopt")], "enlarge_sockets"),
+    *mutate("filter: who made a socket", "nl", no_condition("getsockopt"), "ask_for_the_other_side"),
+    *mutate("filter: huge pages", "nl", no_condition("mmap"), "take_huge_pages"),
     *mutate(
         "filter: flags of clone",
         "l",

@@ -71,6 +71,14 @@ async def draws_alike(sandbox: Sandbox) -> list[str]:
 
 
 CASES = (
+    case(
+        "ask_for_the_other_side",
+        "asks a socket for the process, user and groups of who made it",
+        """
+        import socket
+        refused(socket.socketpair()[0].getsockopt, socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        """,
+    ),
     pass_on(
         "leave_file", "leaves a file in its working directory", "open('left', 'w').close()", "os.path.exists('left')"
     ),

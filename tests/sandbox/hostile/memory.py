@@ -122,6 +122,26 @@ for _ in range(2000):
 """,
     ),
     case(
+        "enlarge_sockets",
+        "makes room for gigabytes in pairs of sockets",
+        """
+        import socket
+        refused(socket.socketpair()[0].setsockopt, socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 30)
+        """,
+    ),
+    case(
+        "take_huge_pages",
+        "takes memory of the host's pool of huge pages",
+        """
+        import mmap
+        try:
+            mmap.mmap(-1, 2 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000)
+            breach()
+        except OSError as error:
+            (held if error.errno == errno.EPERM else breach)(error)
+        """,
+    ),
+    case(
         "children_below_the_limit",
         "fills 100 MiB in each of 6 children",
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 
 from lockstep.sandbox.interface import Limits, Sandbox
 from tests.sandbox.hostile.case import Case, case, script
@@ -141,6 +142,44 @@ async def burns_between_runs(sandbox: Sandbox) -> list[str]:
     return [f"{used:.2f} s of processor time in 1 s between its runs"] if used > 0.05 else []
 
 
+# A child that takes long to die: it was dying already when the session was stopped, and its end is told by SIGCONT.
+WAKE = """
+import ctypes, mmap, os
+reading, writing = os.pipe()
+libc = ctypes.PyDLL(None)  # which keeps the interpreter locked: the child has no other threads
+libc.syscall.restype = ctypes.c_long
+number = 56 if os.uname().machine == "x86_64" else 220
+if libc.syscall(number, 18, 0, 0, 0, 0) == 0:
+    memory = mmap.mmap(-1, 128 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for place in range(0, 128 << 20, 4096):
+        memory[place] = 1
+    os.write(writing, b"x")
+    libc._exit(0)
+os.close(writing)
+os.read(reading, 1)
+"""
+
+
+async def woken_between_runs(sandbox: Sandbox) -> list[str]:
+    own = await sandbox.session(limits=replace(LIMIT, memory_bytes=1 << 29))
+    known = descendants(os.getpid())
+    used = 0.0
+    try:
+        await own.run(BURN + IN_A_THREAD)
+        for _ in range(3):
+            end = await own.run(WAKE)
+            if end.status not in ("ok", "timeout") or "Error" in end.stderr:
+                return [str(end)]
+            await asyncio.sleep(0.3)
+            before = [cpu_s(pid) for pid in sorted(descendants(os.getpid()) - known)]
+            await asyncio.sleep(0.5)
+            after = [cpu_s(pid) for pid in sorted(descendants(os.getpid()) - known)]
+            used += sum(after) - sum(before)
+    finally:
+        await own.close()
+    return [f"{used:.2f} s of processor time in 1.5 s between its runs"] if used > 0.05 else []
+
+
 async def floods_over_runs(sandbox: Sandbox) -> list[str]:
     own = await sandbox.session(limits=LIMIT)
     try:
@@ -184,6 +223,7 @@ CASES = (
     session("session_grows_unwatched", "takes memory between its runs", grows_between_runs),
     session("session_forks_unwatched", "forks between its runs", forks_between_runs),
     session("session_burns_unwatched", "uses a processor between its runs", burns_between_runs),
+    session("session_is_woken", "has a dying child continue it between its runs", woken_between_runs),
     session("session_floods_by_and_by", "fills its output over several runs", floods_over_runs),
     session("session_hogs", "keeps the sandbox from serving another session", runs_at_the_same_time),
     session("session_exits", "ends its interpreter", after("os._exit(0)", status=("ok",), lost=True)),

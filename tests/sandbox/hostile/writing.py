@@ -102,6 +102,16 @@ CASES = (
         """,
     ),
     case(
+        "open_for_neither",
+        "opens a file for neither reading nor writing, which asks Landlock for nothing",
+        """refused(os.open, HOST["writable"], 3)""",
+    ),
+    case(
+        "truncate_for_neither",
+        "truncates a file through such an open",
+        """refused(os.open, HOST["writable"], 3 | os.O_TRUNC)""",
+    ),
+    case(
         "hard_link_out",
         "links a file of its own into a folder of the host's",
         """
