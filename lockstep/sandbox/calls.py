@@ -23,6 +23,7 @@ from lockstep.sandbox.outcome import outcome_of
 from lockstep.sandbox.session import Run, Sessions, State
 
 _ATTEMPTS = 2
+_LONGEST_POLL_S = 3600.0  # what poll takes is bounded; `session_idle_s` is not
 
 
 @dataclass(slots=True, eq=False)
@@ -173,7 +174,8 @@ class Calls:
             poll = select.poll()
             for descriptor in (control, self._wake, *channels):
                 poll.register(descriptor, select.POLLIN)
-            ready = {descriptor for descriptor, _ in poll.poll(None if patience_s is None else patience_s * 1000 + 1)}
+            patience_ms = None if patience_s is None else min(patience_s, _LONGEST_POLL_S) * 1000 + 1
+            ready = {descriptor for descriptor, _ in poll.poll(patience_ms)}
             with self._lock:
                 if self._closed:
                     return

@@ -49,8 +49,10 @@ class Limits:
     max_files: int = 1024
 
     def __post_init__(self) -> None:
-        if not _SHORTEST_S <= self.time_s <= _LONGEST_S:
-            raise ValueError(f"Limits.time_s={self.time_s!r}: must be between {_SHORTEST_S:g} and {_LONGEST_S:g}")
+        if not isinstance(self.time_s, int | float) or not _SHORTEST_S <= self.time_s <= _LONGEST_S:
+            raise ValueError(
+                f"Limits.time_s={self.time_s!r}: must be an int or float between {_SHORTEST_S:g} and {_LONGEST_S:g}"
+            )
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if not isinstance(value, int) or not least <= value < 1 << 62:
@@ -116,7 +118,7 @@ class Sandbox(Protocol):
         ...
 
     async def session(self, *, limits: Limits | None = None) -> Session:
-        """A new interpreter that keeps its state. Raises SandboxFailure when all `max_sessions` are in use."""
+        """A new interpreter that keeps its state. Where `max_sessions` others live, its runs wait for an idle one."""
         ...
 
     def close(self) -> None:

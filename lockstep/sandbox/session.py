@@ -130,8 +130,8 @@ class Sessions:
             self._again(state, run, message["text"])
         state.lost, state.num_kept = state.lost or state.num_kept > 0 or "end" in message, 0
         interpreter.close()
+        self._feed()  # who waits comes before who was ended for him, or nobody ever gets further
         self._advance(state)
-        self._feed()
 
     def _ran(self, state: State, interpreter: Interpreter, message: dict[str, Any]) -> None:
         run = state.active
@@ -148,13 +148,14 @@ class Sessions:
     def _advance(self, state: State) -> None:
         """Start the session's next run, if it has one and may."""
         while state.active is None and state.waiting and not (state.interpreter and state.interpreter.ending):
+            if state.waiting[0].ended.done():  # nobody awaits it: no other session is ended for it
+                state.waiting.popleft()
+                continue
             if self._paused or (state.interpreter is None and not self._room()):
                 if state not in self._hungry:
                     self._hungry.append(state)
                 return
             run = state.waiting.popleft()
-            if run.ended.done():
-                continue
             try:
                 self._begin(state, run)
             except OSError as error:
@@ -247,7 +248,7 @@ class Sessions:
         for state, seconds in zip(idle, left, strict=True):
             if seconds <= 0:
                 self._end(state)
-        return min((seconds for seconds in left if seconds > 0), default=None)
+        return min((seconds for seconds in left if seconds > 0), default=None)  # infinite where idle_s is
 
     def supervisor_died(self, reason: str) -> None:
         """Every interpreter is gone; nothing starts until `resume`. A session that had state is broken."""
