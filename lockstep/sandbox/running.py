@@ -82,6 +82,9 @@ def set_stopped(session: Running, stopped: bool) -> None:
         return
     session.stopped = stopped
     if session.keeper is not None:
+        if stopped:
+            # the keeper is late: who then already forks for the next run has a child that misses the order to go on
+            os.kill(session.pid, signal.SIGSTOP)
         session.keeper.set_stopped(stopped)
     else:
         os.killpg(session.pid, signal.SIGSTOP if stopped else signal.SIGCONT)

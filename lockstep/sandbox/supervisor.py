@@ -24,6 +24,7 @@ from lockstep.sandbox.scratch import make_folder, remove_folder
 
 _WATCH_EVERY_S, _WATCH_IDLE_EVERY_S = 0.05, 1.0
 _WATCH_SHARE = 20  # of so much processor time a call's looks take one part, but at least one is taken a second
+_ALL_WATCH_SHARE = 4  # and those of all calls together one part of this
 _NPROC_SLACK = 64  # for a user's other processes, where RLIMIT_NPROC counts those too
 _COUNT_USER_EVERY_S = 1.0
 _LAST_CHANCE_S = 1.0
@@ -71,6 +72,7 @@ class Supervisor:
         self._counts_by_namespace = watch.kernel() >= (5, 14)
         self._max_guests, self._slots = max_guests, list(range(max_guests))
         self._waiting: deque[tuple[dict[str, Any], list[int]]] = deque()
+        self._unsaid: deque[dict[str, Any]] = deque()
         self._running: dict[int, Running] = {}
         self._armed: dict[int, float] = {}
         self._by_pidfd: dict[int, Running] = {}
@@ -95,21 +97,46 @@ class Supervisor:
                     self._finish(ended)
                 elif (swept := self._by_line.get(descriptor)) is not None:
                     self._swept(swept)
+            self._say()
             self._enforce(time.monotonic())
-            while self._waiting and self._slots:
+            if self._waiting and self._slots:  # one, so that the trainer is heard in between
                 self._start(*self._waiting.popleft())
 
     def _patience_ms(self) -> float | None:
-        """Until the next deadline, look, or end of an idle keeper; None when nothing is due."""
+        """Until the next start, deadline, look, or end of an idle keeper; None when nothing is due."""
+        if self._waiting and self._slots:
+            return 0
         due = [min(call.deadline, call.look_again) for call in self._running.values()]
         due += [idle.idle_since + keeper.IDLE_S for idle in self._idle_keepers[:1]]
         return max(0.0, min(due) - time.monotonic()) * 1000 + 1 if due else None
 
+    def _tell(self, message: dict[str, Any]) -> None:
+        self._unsaid.append(message)
+        self._say()
+
+    def _say(self) -> None:
+        """What the trainer has room for. To wait here for it to read could be for ever: it may be waiting for this
+        process to read."""
+        try:
+            while self._unsaid:
+                wire.send_now(self._control, self._unsaid[0])
+                self._unsaid.popleft()
+        except BlockingIOError:
+            pass
+        self._poll.modify(self._control.fileno(), select.POLLIN | (select.POLLOUT if self._unsaid else 0))
+
     def _listen(self) -> bool:
-        message, descriptors = wire.receive(self._control)
+        """All that the trainer has said; False when it is gone."""
+        with suppress(BlockingIOError):
+            while True:
+                message, descriptors = wire.receive(self._control, socket.MSG_DONTWAIT)
+                if message is None:
+                    return False
+                self._obey(message, descriptors)
+        return True
+
+    def _obey(self, message: dict[str, Any], descriptors: list[int]) -> None:
         match message:
-            case None:
-                return False
             case {"call": _}:
                 self._waiting.append((message, descriptors))
             case {"abandon": number}:
@@ -124,12 +151,11 @@ class Supervisor:
             case {"disarm": number}:
                 if (call := self._running.get(number)) is not None and not call.cause:
                     self._disarm(call)
-        return True
 
     def _arm(self, session: Running) -> None:
         """A run of a session begins: its clock starts."""
         session.run_started = time.monotonic()
-        session.run_cpu_s = watch.cpu_s(self._proc, self._pids(session))
+        session.run_cpu_s = self._cpu_s(session)
         session.deadline = session.run_started + self._armed.pop(session.number)
         session.look_again = session.run_started + _WATCH_EVERY_S
         set_stopped(session, False)
@@ -139,8 +165,12 @@ class Supervisor:
         set_stopped(session, True)
         session.deadline = float("inf")
         time_s = time.monotonic() - session.run_started
-        cpu_s = max(0.0, watch.cpu_s(self._proc, self._pids(session)) - session.run_cpu_s)
-        wire.send(self._control, {"ran": session.number, "time_s": time_s, "cpu_s": cpu_s})
+        cpu_s = max(0.0, self._cpu_s(session) - session.run_cpu_s)
+        self._tell({"ran": session.number, "time_s": time_s, "cpu_s": cpu_s})
+
+    def _cpu_s(self, session: Running) -> float:
+        living = watch.cpu_s(self._proc, self._pids(session))  # first, it reaps
+        return living + session.cpu_s
 
     def _forget(self, number: int) -> None:
         """Kill a call that nobody awaits any more, or take it out of the queue."""
@@ -151,7 +181,7 @@ class Supervisor:
             if message["call"] == number:
                 del self._waiting[place]
                 close_all(descriptors)
-                wire.send(self._control, {"infra": number, "text": "killed before it began"})
+                self._tell({"infra": number, "text": "killed before it began"})
                 return
 
     def _start(self, message: dict[str, Any], descriptors: list[int]) -> None:
@@ -177,7 +207,7 @@ class Supervisor:
             if not self._namespaces:
                 remove_folder(scratch)
             self._slots.append(slot)
-            wire.send(self._control, {"infra": number, "text": f"a call could not be started: {error}"})
+            self._tell({"infra": number, "text": f"a call could not be started: {error}"})
             return
         if pid == 0:
             os.close(report)
@@ -250,9 +280,11 @@ class Supervisor:
             elif call.look_again <= now:
                 before = time.process_time()
                 self._look(call)
-                every_s = max(_WATCH_EVERY_S, _WATCH_SHARE * (time.process_time() - before))
+                took_s = time.process_time() - before
                 idle = call.deadline == float("inf")  # a session between runs
-                call.look_again = now + (_WATCH_IDLE_EVERY_S if idle else min(every_s, _WATCH_IDLE_EVERY_S))
+                every_s = _WATCH_IDLE_EVERY_S if idle else max(_WATCH_EVERY_S, _WATCH_SHARE * took_s)
+                for_all_s = _ALL_WATCH_SHARE * took_s * len(self._running)
+                call.look_again = now + max(for_all_s, min(every_s, _WATCH_IDLE_EVERY_S))
         while self._idle_keepers and self._idle_keepers[0].idle_since + keeper.IDLE_S <= now:
             self._idle_keepers.pop(0).end()
 
@@ -275,8 +307,17 @@ class Supervisor:
             call.outer_pid = call.outer_pid or watch.outer_pid(self._proc, call.pidfd)
             own = watch.descendants(self._proc, call.outer_pid)
             return own + watch.descendants(self._proc, call.keeper.outer_pid)[1:]
-        orphans = [pid for pid in watch.children_of_self(self._proc) if pid != call.pid and group_of(pid) == call.pid]
+        leaders = {each.pid for each in self._running.values()}  # to ask for the group of each would take long
+        others = (pid for pid in watch.children_of_self(self._proc) if pid not in leaders)
+        orphans = [pid for pid in others if group_of(pid) == call.pid and not self._reaped(call, pid)]
         return [pid for root in (call.pid, *orphans) for pid in watch.descendants(self._proc, root)]
+
+    def _reaped(self, call: Running, orphan: int) -> bool:
+        """Has it ended? Until somebody waits for it, the kernel counts it among the call's processes."""
+        reaped, _, used = os.wait4(orphan, os.WNOHANG)
+        if reaped:
+            call.cpu_s += used.ru_utime + used.ru_stime
+        return bool(reaped)
 
     def _kill(self, call: Running, cause: wire.Cause) -> None:
         """End all its processes: the keeper's end ends its namespace; seccomp keeps a Landlock guest's in its group."""
@@ -302,7 +343,8 @@ class Supervisor:
             self._poll.register(call.keeper.line, select.POLLIN)
             return
         kill_group(call.pid)
-        call.status, call.cpu_s = reap_group(call.pid)
+        call.status, cpu_s = reap_group(call.pid)
+        call.cpu_s += cpu_s
         remove_folder(call.scratch)
         self._tell_end(call)
 
@@ -323,12 +365,12 @@ class Supervisor:
         self._slots.append(call.slot)
         if told.startswith(b"F"):
             text = told[1:].partition(b"\0")[0].decode("utf-8", "replace")
-            wire.send(self._control, {"infra": call.number, "text": f"setup failed: {text}"})
+            self._tell({"infra": call.number, "text": f"setup failed: {text}"})
             return
         cpu_s = max(call.cpu_s, call.killed_cpu_s) - (call.run_cpu_s if call.session else 0.0)
         killed = os.WIFSIGNALED(call.status) and os.WTERMSIG(call.status) == signal.SIGKILL
         end = {"end": call.number, "status": call.status, "cause": call.cause if killed else ""}  # or it was faster
-        wire.send(self._control, end | {"time_s": call.time_s, "cpu_s": max(0.0, cpu_s)})
+        self._tell(end | {"time_s": call.time_s, "cpu_s": max(0.0, cpu_s)})
 
     def _end_all(self) -> None:
         for call in self._running.values():

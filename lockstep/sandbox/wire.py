@@ -27,10 +27,15 @@ def send(connection: socket.socket, message: dict[str, Any], descriptors: Sequen
     socket.send_fds(connection, [json.dumps(message).encode()], descriptors)
 
 
-def receive(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
-    """A message with its descriptors; None at the end of the connection."""
+def send_now(connection: socket.socket, message: dict[str, Any]) -> None:
+    """Without descriptors. Raises BlockingIOError when the other side has too much unread, OSError when it is gone."""
+    connection.send(json.dumps(message).encode(), socket.MSG_DONTWAIT)
+
+
+def receive(connection: socket.socket, how: int = 0) -> tuple[dict[str, Any] | None, list[int]]:
+    """A message with its descriptors; None at the end of the connection. how: MSG_DONTWAIT for BlockingIOError."""
     space = socket.CMSG_SPACE(_MOST_DESCRIPTORS * array.array("i").itemsize)
-    data, ancillary, flags, _ = connection.recvmsg(_MOST_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+    data, ancillary, flags, _ = connection.recvmsg(_MOST_BYTES, space, socket.MSG_CMSG_CLOEXEC | how)
     descriptors = array.array("i")
     for level, kind, part in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

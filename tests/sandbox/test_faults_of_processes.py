@@ -10,14 +10,19 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from benchmarks.processes import every_process
-from lockstep.sandbox import wire
+from lockstep.sandbox import sealed, wire
+from lockstep.sandbox.connection import Connection
 from lockstep.sandbox.interface import Limits, SandboxFailure
 from lockstep.sandbox.keeper import Keeper
+from lockstep.sandbox.running import Running
+from lockstep.sandbox.supervisor import Supervisor
 from tests.sandbox.family import comes_true, num_descriptors
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the local tiers need Linux")
@@ -87,7 +92,7 @@ def test_a_keeper_that_dies_with_a_command_unread(opened):
         before = children(supervisor_of(sandbox))
         await victim.run("pass")
         keeper, guest = sorted(children(supervisor_of(sandbox)) - before)
-        assert await asyncio.to_thread(comes_true, lambda: every_process()[guest].state == "T")  # it has read "stop"
+        assert await asyncio.to_thread(comes_true, lambda: every_process()[guest].state == "T")
         os.kill(keeper, signal.SIGSTOP)
         run = asyncio.ensure_future(victim.run("pass", time_s=60))
         await sandbox.run("pass")  # the supervisor has written "go on" before it starts this
@@ -100,6 +105,33 @@ def test_a_keeper_that_dies_with_a_command_unread(opened):
         supervisor = supervisor_of(sandbox)
         assert asyncio.run(close_while_its_keeper_stands_still()).stdout == "kept\n"
         assert supervisor_of(sandbox) == supervisor
+    finally:
+        sandbox.close()
+
+
+def test_a_session_stands_still_when_its_run_is_told_to_have_ended(opened):
+    """However late its keeper is: what a run forks between the orders to stop and to go on would stay stopped."""
+    sandbox = opened("namespaces", warm=())
+
+    def state(pid):
+        return every_process()[pid].state
+
+    async def late():
+        session = await sandbox.session()
+        await session.run("import time")
+        late_keeper, guest = sorted(children(supervisor_of(sandbox)))
+        run = asyncio.ensure_future(session.run("time.sleep(1)"))
+        assert await asyncio.to_thread(comes_true, lambda: state(guest) != "T")
+        os.kill(late_keeper, signal.SIGSTOP)
+        try:
+            await run
+            return await asyncio.to_thread(comes_true, lambda: state(guest) == "T", deadline_s=5)
+        finally:
+            os.kill(late_keeper, signal.SIGCONT)
+            await session.close()
+
+    try:
+        assert asyncio.run(late())
     finally:
         sandbox.close()
 
@@ -176,6 +208,64 @@ def test_what_cannot_be_sent_gives_its_place_and_descriptors_back(what, opened, 
         assert comes_true(lambda: num_descriptors(os.getpid()) <= before, deadline_s=1)
     finally:
         sandbox.close()
+
+
+INHERITED = """
+import asyncio, signal, sys
+from lockstep.sandbox.sandbox import SandboxOptions, open_sandbox
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+for number in (signal.SIGCHLD, signal.SIGALRM, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
+sandbox = open_sandbox(SandboxOptions(tier=sys.argv[1], warm=()))
+code = "import signal; print(signal.pthread_sigmask(0, [])); signal.setitimer(signal.ITIMER_REAL, 0.01); signal.pause()"
+outcome = asyncio.run(sandbox.run(code))
+print(outcome.status, outcome.signal, outcome.stdout.strip(), outcome.stderr)
+sandbox.close()
+"""
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_what_the_trainer_does_with_signals_is_not_the_sandboxs(tier, opened):
+    """Ignored and blocked signals are inherited; without SIGCHLD no process could wait for another."""
+    opened(tier, warm=()).close()
+    command = [sys.executable, "-c", INHERITED, tier]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=HERE.parent.parent)
+    assert (done.stdout, done.stderr) == ("killed 14 set() \n", "")
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_supervisor_with_more_to_say_than_the_trainer_reads_goes_on_listening(tier, opened):
+    """Each could otherwise wait for the other to read, for ever."""
+    opened(tier, warm=()).close()
+    connection = Connection({"tier": tier, "warm": [], "max_guests": 1})
+    connection.socket.settimeout(60)
+    code, output = sealed.constant("code", b""), sealed.output("output", 1)
+    message = {"limits": asdict(Limits()), "stdin": False, "files": False, "session": False}
+    try:
+        for number in range(1000):
+            wire.send(connection.socket, {"call": number, **message}, [code, output, output])
+            wire.send(connection.socket, {"kill": number})
+        said = [wire.receive(connection.socket)[0] or {} for _ in range(1000)]
+    finally:
+        connection.close()
+        os.close(code)
+        os.close(output)
+    assert sorted(one.get("end", one.get("infra")) for one in said) == list(range(1000))
+
+
+def test_the_looks_at_many_calls_leave_most_of_the_supervisors_time(monkeypatch):
+    """200 calls whose looks take 2 ms each: all of them together every 1.6 s, not every 50 ms."""
+    clock = iter(range(10**6))
+    monkeypatch.setattr(time, "process_time", lambda: next(clock) * 0.002)
+    supervisor = object.__new__(Supervisor)
+    supervisor._idle_keepers = []
+    supervisor._look = lambda call: None
+    given = dict(pidfd=-1, keeper=None, report=-1, limits=Limits(), slot=0, scratch="", session=False, started=0.0)
+    supervisor._running = {
+        number: Running(number=number, pid=number, deadline=100.0, look_again=0.0, **given) for number in range(200)
+    }
+    supervisor._enforce(1.0)
+    assert {round(call.look_again, 6) for call in supervisor._running.values()} == {1.0 + 4 * 0.002 * 200}
 
 
 @pytest.mark.parametrize("tier", TIERS)

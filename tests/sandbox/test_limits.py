@@ -1,13 +1,27 @@
 """Every limit, just within it and beyond it."""
 
+import asyncio
 import sys
+import tempfile
+from fractions import Fraction
 
 import pytest
 
-from lockstep.sandbox.interface import Limits
+from lockstep.sandbox.interface import Limits, SandboxUnavailable
+from lockstep.sandbox.sandbox import SandboxOptions, open_sandbox
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the local tiers need Linux")
 MIB = 1 << 20
+REMOVED = """
+import os, time
+kept = []
+for _ in range(4):
+    kept.append(open("a", "wb"))
+    kept[-1].write(bytes(7 << 20))
+    kept[-1].flush()
+    os.unlink("a")
+time.sleep(30)
+"""
 
 
 def test_time(run):
@@ -121,17 +135,27 @@ def test_bytes_of_files(run, sandbox):
     assert one.status == "error" and ("No space left" in one.stderr or "File too large" in one.stderr)
     several = "import time\nfor n in range(3): open(f'{n}', 'wb').write(bytes(7 << 20))\ntime.sleep(30)"
     assert run(several, limits=limits).status == {"namespaces": "error", "landlock": "killed"}[sandbox.tier]
-    removed = """
-import os, time
-kept = []
-for _ in range(4):
-    kept.append(open("a", "wb"))
-    kept[-1].write(bytes(7 << 20))
-    kept[-1].flush()
-    os.unlink("a")
-time.sleep(30)
-"""
-    assert run(removed, limits=limits).status == {"namespaces": "error", "landlock": "killed"}[sandbox.tier]
+    assert run(REMOVED, limits=limits).status == {"namespaces": "error", "landlock": "killed"}[sandbox.tier]
+
+
+def test_removed_files_where_the_temporary_folder_is_a_link(opened, tmp_path, monkeypatch):
+    """The kernel names a process's files by their real path."""
+    (tmp_path / "real").mkdir()
+    tmp_path.chmod(0o755)
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "link"))
+    sandbox = opened("landlock", warm=())
+    try:
+        outcome = asyncio.run(sandbox.run(REMOVED, limits=Limits(files_bytes=16 << 20, time_s=20)))
+    finally:
+        sandbox.close()
+    assert (outcome.status, outcome.stderr) == ("killed", "")
+
+
+def test_no_place_for_files_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(SandboxUnavailable, match=r"no folder can be made for the guests' files: .*; set TMPDIR"):
+        open_sandbox(SandboxOptions(tier="landlock"))
 
 
 def test_number_of_files(run, sandbox):
@@ -177,6 +201,7 @@ except OSError:
         ("time_s", 0),
         ("time_s", float("inf")),
         ("time_s", float("nan")),
+        ("time_s", Fraction(1, 2)),  # cannot be sent
         ("memory_bytes", 0),
         ("memory_bytes", 1e9),
         ("max_processes", 0),

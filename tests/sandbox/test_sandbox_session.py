@@ -174,6 +174,82 @@ def test_more_sessions_than_may_live(sandbox):
     assert found == [("True\n", False), ("True\n", False), ("False\n", True)] and served == ["1\n"] * 6
 
 
+def test_who_waits_for_room_is_served_before_who_was_ended_for_him(opened):
+    """max_sessions=1: one session runs on and on, another waits."""
+    sandbox = opened("auto", warm=(), max_sessions=1)
+
+    async def both():
+        busy, other = await sandbox.session(), await sandbox.session()
+        await busy.run("pass")
+        waiting = asyncio.ensure_future(other.run("print('served')"))
+        num_runs = 0
+        while not waiting.done():
+            await busy.run("pass")
+            num_runs += 1
+        return waiting.result().stdout, num_runs
+
+    try:
+        served, num_runs = asyncio.run(both())
+    finally:
+        sandbox.close()
+    assert served == "served\n" and num_runs <= 2
+
+
+def test_no_session_is_ended_for_a_run_that_nobody_awaits(opened):
+    sandbox = opened("auto", warm=(), max_sessions=1)
+
+    async def both():
+        kept, other = await sandbox.session(), await sandbox.session()
+        running = asyncio.ensure_future(kept.run("x = 1\nimport time\ntime.sleep(0.3)"))
+        await asyncio.sleep(0)
+        waiting = asyncio.ensure_future(other.run("pass"))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        await running
+        return await kept.run("print(x)")
+
+    try:
+        outcome = asyncio.run(both())
+    finally:
+        sandbox.close()
+    assert (outcome.stdout, outcome.state_lost) == ("1\n", False)
+
+
+@pytest.mark.parametrize("idle_s", [float("inf"), 3e6])
+def test_a_session_may_be_idle_for_ever(opened, idle_s):
+    """More than poll can wait for."""
+    sandbox = opened("auto", warm=(), session_idle_s=idle_s)
+
+    async def twice():
+        session = await sandbox.session()
+        await session.run("x = 1")
+        sandbox._calls._rouse()
+        return await session.run("print(x)")
+
+    try:
+        assert asyncio.run(twice()).stdout == "1\n"
+        assert asyncio.run(sandbox.run("print(2)")).stdout == "2\n"
+        assert sandbox._calls._listener.is_alive()
+    finally:
+        sandbox.close()
+
+
+def test_ended_orphans_do_not_use_up_a_sessions_processes(runs):
+    """Each run leaves a child of a child that ends, and waits for that."""
+    code = """
+import os
+ended, tell = os.pipe()
+if os.fork() == 0:
+    os.fork()
+    os._exit(0)
+os.close(tell)
+os.wait()
+os.read(ended, 1)
+"""
+    assert {one.status for one in runs(*[code] * 40, limits=Limits(max_processes=16))} == {"ok"}
+
+
 def test_an_idle_session_is_put_away(opened):
     sandbox = opened("auto", warm=(), session_idle_s=0.2)
 
