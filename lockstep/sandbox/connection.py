@@ -32,14 +32,21 @@ def environment() -> Mapping[str, str]:
     return fixed | {name: os.environ[name] for name in _KEPT if name in os.environ}
 
 
+def _make_scratch() -> str:
+    """A folder for the scratches of the Landlock tier: its path as the kernel names files in it, without links."""
+    try:
+        folder = os.path.realpath(tempfile.mkdtemp(prefix="lockstep-sandbox-"))
+        os.chmod(folder, 0o711)
+    except OSError as error:
+        raise StartFailed(f"no folder can be made for the guests' files: {error}; set TMPDIR to one") from None
+    return folder
+
+
 class Connection:
     """Starts the launcher and its supervisor in `tier` and waits until it is warm. Raises StartFailed."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._scratch = ""
-        if settings["tier"] == "landlock":
-            self._scratch = tempfile.mkdtemp(prefix="lockstep-sandbox-")
-            os.chmod(self._scratch, 0o711)
+        self._scratch = _make_scratch() if settings["tier"] == "landlock" else ""
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._errors = os.memfd_create("supervisor-stderr", os.MFD_CLOEXEC)
         self._closed = False

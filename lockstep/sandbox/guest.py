@@ -115,6 +115,7 @@ def become_nobody() -> None:
     native.unshare(native.CLONE_NEWUSER)
     native.drop_bounding_set(0)
     native.set_capabilities(0)
+    native.prctl(native.PR_SET_DUMPABLE, 0)  # a limit of 0 does not keep a crash from a program that collects cores
 
 
 def become_user(uid: int | None, kept_capability: int) -> None:

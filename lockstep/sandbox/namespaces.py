@@ -43,18 +43,19 @@ def leave_world(runtime: Runtime) -> dict[str, int]:
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
         return sources
+    ids = unused_ids()
     unshared, tell = os.pipe()
     helper = os.fork()
     if helper == 0:
         os.close(tell)
         os.read(unshared, 1)
-        os._exit(0 if _map_to_unused(os.getppid(), unused_ids()) else 1)
+        os._exit(0 if _map_to_unused(os.getppid(), ids) else 1)
     native.unshare(_WORLD)
     sources = _open_sources(runtime)
     os.close(tell)
     os.close(unshared)
     if os.waitpid(helper, 0)[1] != 0:
-        raise OSError(f"none of the unused ids {unused_ids()} can be mapped")
+        raise OSError(f"none of the unused ids {ids} can be mapped")
     os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
@@ -64,8 +65,9 @@ def leave_world(runtime: Runtime) -> dict[str, int]:
 
 def unused_ids() -> Sequence[int]:
     """Ids that no user has, to try in turn: the first of a range of its own for each supervisor on a machine (processes
-    are counted and may signal each other by user), then one for small maps of ids."""
-    return (1_610_612_736 + os.getpid() % 4_000_000 * 512, 64_000)
+    are counted and may signal each other by user), then one for small maps of ids. Drawn, since process ids are the
+    same in two containers."""
+    return (1_610_612_736 + int.from_bytes(os.urandom(4), "little") % 4_000_000 * 512, 64_000)
 
 
 def _map_to_unused(pid: int, ids: Sequence[int]) -> bool:

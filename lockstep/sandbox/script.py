@@ -47,6 +47,8 @@ def prepare(search: Sequence[str], hidden: Sequence[tuple[str, str]]) -> dict[st
     if (random := sys.modules.get("numpy.random")) is not None:
         # or every call would draw the same numbers; a number from here is three times as fast as none
         random.seed(int.from_bytes(os.urandom(4), "little"))
+    if (random := sys.modules.get("sympy.core.random")) is not None:
+        random.rng.seed()
 
     def show(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
         text = "".join(traceback.format_exception(kind, error, trace))
