@@ -66,8 +66,8 @@ def leave_world(runtime: Runtime) -> dict[str, int]:
 def unused_ids() -> Sequence[int]:
     """Ids that no user has, to try in turn: the first of a range of its own for each supervisor on a machine (processes
     are counted and may signal each other by user), then one for small maps of ids. Drawn, since process ids are the
-    same in two containers."""
-    return (1_610_612_736 + int.from_bytes(os.urandom(4), "little") % 4_000_000 * 512, 64_000)
+    same in two containers; below 1 << 31, for the guests' own programs."""
+    return (1_610_612_736 + int.from_bytes(os.urandom(4), "little") % 1_000_000 * 512, 64_000)
 
 
 def _map_to_unused(pid: int, ids: Sequence[int]) -> bool:

@@ -251,7 +251,7 @@ MUTATIONS: Sequence[Mutation] = (
     *mutate(
         "filter: threads with descriptors of their own",
         "l",
-        [("seccomp.py", ", NoneOf(0, [0x10000], 0x10400)],", "],")],
+        [("seccomp.py", ", NoneOf(0, [0x10000], 0x10400), OneOf", ", OneOf")],
         "hide_files_in_raw_threads",
     ),
     *mutate("filter: flags of close_range", "l", no_condition("close_range"), "hide_files_in_another_table"),
