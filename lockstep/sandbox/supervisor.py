@@ -210,7 +210,8 @@ class Supervisor:
             self._tell({"infra": number, "text": f"a call could not be started: {error}"})
             return
         if pid == 0:
-            os.close(report)
+            # of those that wait for their start too: or no number below this one's limit is free
+            close_all([report, *(one for _, others in self._waiting for one in others)])
             given = self._given(message, descriptors, told)
             self._enter(given, limits, scratch, user, tasks, message["session"])
             raise BecomeGuest(self._search, self._hidden, message["session"])

@@ -253,6 +253,20 @@ def test_a_supervisor_with_more_to_say_than_the_trainer_reads_goes_on_listening(
     assert sorted(one.get("end", one.get("infra")) for one in said) == list(range(1000))
 
 
+@pytest.mark.parametrize("tier", TIERS)
+def test_the_descriptors_of_calls_that_wait_to_be_started_are_in_no_ones_way(tier, opened):
+    """A guest may have 128, and needs a few free numbers below that before it closes the others."""
+    sandbox = opened(tier, warm=(), max_concurrency=64)
+
+    async def together():
+        return await asyncio.gather(*(sandbox.run("print(1)", stdin="x", files={"a": b""}) for _ in range(64)))
+
+    try:
+        assert {outcome.stdout for outcome in asyncio.run(together())} == {"1\n"}
+    finally:
+        sandbox.close()
+
+
 def test_the_looks_at_many_calls_leave_most_of_the_supervisors_time(monkeypatch):
     """200 calls whose looks take 2 ms each: all of them together every 1.6 s, not every 50 ms."""
     clock = iter(range(10**6))
