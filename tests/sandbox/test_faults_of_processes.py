@@ -259,7 +259,11 @@ def test_the_descriptors_of_calls_that_wait_to_be_started_are_in_no_ones_way(tie
     sandbox = opened(tier, warm=(), max_concurrency=64)
 
     async def together():
-        return await asyncio.gather(*(sandbox.run("print(1)", stdin="x", files={"a": b""}) for _ in range(64)))
+        os.kill(supervisor_of(sandbox), signal.SIGSTOP)  # so that it finds all of them waiting
+        calls = [asyncio.ensure_future(sandbox.run("print(1)", stdin="x", files={"a": b""})) for _ in range(64)]
+        await asyncio.sleep(0)
+        os.kill(supervisor_of(sandbox), signal.SIGCONT)
+        return await asyncio.gather(*calls)
 
     try:
         assert {outcome.stdout for outcome in asyncio.run(together())} == {"1\n"}
