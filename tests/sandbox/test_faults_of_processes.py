@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.processes import every_process
-from lockstep.sandbox import sealed, wire
+from lockstep.sandbox import calls, sealed, wire
 from lockstep.sandbox.connection import Connection
 from lockstep.sandbox.interface import Limits, SandboxFailure
 from lockstep.sandbox.keeper import Keeper
@@ -254,16 +254,17 @@ def test_a_supervisor_with_more_to_say_than_the_trainer_reads_goes_on_listening(
 
 
 @pytest.mark.parametrize("tier", TIERS)
-def test_the_descriptors_of_calls_that_wait_to_be_started_are_in_no_ones_way(tier, opened):
+def test_the_descriptors_of_calls_that_wait_to_be_started_are_in_no_ones_way(tier, opened, monkeypatch):
     """A guest may have 128, and needs a few free numbers below that before it closes the others."""
+    monkeypatch.setattr(calls, "_ATTEMPTS", 1)
     sandbox = opened(tier, warm=(), max_concurrency=64)
 
     async def together():
         os.kill(supervisor_of(sandbox), signal.SIGSTOP)  # so that it finds all of them waiting
-        calls = [asyncio.ensure_future(sandbox.run("print(1)", stdin="x", files={"a": b""})) for _ in range(64)]
+        waiting = [asyncio.ensure_future(sandbox.run("print(1)", stdin="x", files={"a": b""})) for _ in range(64)]
         await asyncio.sleep(0)
         os.kill(supervisor_of(sandbox), signal.SIGCONT)
-        return await asyncio.gather(*calls)
+        return await asyncio.gather(*waiting)
 
     try:
         assert {outcome.stdout for outcome in asyncio.run(together())} == {"1\n"}
