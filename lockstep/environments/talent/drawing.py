@@ -15,13 +15,13 @@ from operator import and_
 from lockstep.environments.held_out import is_held_out
 from lockstep.environments.talent.constraints import Constraint, Preference, filters_of, liking, meets
 from lockstep.environments.talent.database import Database
-from lockstep.environments.talent.requests import Request, Split, changed, opening_of, query_of
+from lockstep.environments.talent.requests import Request, Split, changed, query_of, subject_of
 from lockstep.environments.talent.vocabulary import RECRUITER
 from lockstep.environments.talent.wishes import CHANGING, Wishes
 from lockstep.environments.talent.wording import MUSTS, NICE, OPENINGS, opened, preferred, write
 from lockstep.types import UserError
 
-HELDOUT_SHARE = 8  # one opening in so many is held out
+HELDOUT_SHARE = 8  # one subject in so many is held out
 MOST_RIGHT = 10  # people who suit a request in the end
 FILTERED = ("skill", "place", "salary", "language", "open")  # kinds that a search goes by, all but a skill's years
 MOST_WISHES = 6  # hard ones that a search goes by or that make the right people few
@@ -95,7 +95,7 @@ class Drawing:
             return None
         wishes = Wishes(random_, anchor, self.database.population)
         hard = self._hard(random_, wishes)
-        if not any(wish.kind in shape.hideable for wish in hard):
+        if not any(wish.kind in shape.hideable for wish in hard) or not _is_of(split, hard):
             return None
         skills = list(wishes.skills)
         for _ in range(MOST_TRIES):
@@ -119,14 +119,21 @@ class Drawing:
         taken = {(wish.kind, wish.value) for wish in hard}
         if any((one.constraint.kind, one.constraint.value) in taken for one in soft):
             return None
-        if is_held_out(opening_of(number, stated, soft), one_in=HELDOUT_SHARE) != (split == "heldout"):
-            return None
-        changing = random_.choice(CHANGING)
-        movable = [wish for wish in hard if wish.kind == changing]
-        change = wishes.change(random_.choice(movable)) if changes and movable else None
+        change = self._change(random_, wishes, hard, split) if changes else None
         if changes and change in (None, *hard):
             return None
         return self._finished(random_, number, stated, hidden, soft, change)
+
+    @staticmethod
+    def _change(random_: random.Random, wishes: Wishes, hard: Sequence[Constraint], split: Split) -> Constraint | None:
+        """A change of one of the wishes that stays within the split, if there is one."""
+        changing = random_.choice(CHANGING)
+        movable = [wish for wish in hard if wish.kind == changing]
+        if not movable:
+            return None
+        wish = random_.choice(movable)
+        drawn = (wishes.change(wish) for _ in range(MOST_TRIES))
+        return next((change for change in drawn if _is_of(split, changed(hard, change))), None)
 
     def _hard(self, random_: random.Random, wishes: Wishes) -> list[Constraint]:
         """Hard wishes, as many as it takes until few enough people suit them and have to be read; empty when it cannot
@@ -247,6 +254,10 @@ class Drawing:
             best_liking=sum(sorted((likings[id_] for id_ in right), reverse=True)[:number]),
             par=5 + (found[0] | found[1]).bit_count() + number + again,
         )
+
+
+def _is_of(split: Split, hard: Sequence[Constraint]) -> bool:
+    return is_held_out(subject_of(hard), one_in=HELDOUT_SHARE) == (split == "heldout")
 
 
 def _text(random_: random.Random, number: int, stated: Sequence[Constraint], soft: Sequence[Preference]) -> str:

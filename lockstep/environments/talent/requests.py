@@ -1,7 +1,7 @@
 """A request: what a user says at first, keeps to itself until asked, and later changes, and who is right in the end.
 
-Whether a request is held out is decided by a hash of what was said at first, so no opening of a held-out request, in
-whatever words, occurs in training.
+Whether a request is held out is decided by a hash of its skills and place, before the change and after, so nothing that
+is wanted in a held-out request, in whatever words, is wanted in training.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class Request:
     @property
     def opening(self) -> str:
         """What was said at first, whatever the words."""
-        return opening_of(self.number, self.stated, self.soft)
+        return repr((self.number, sorted(self.stated), list(self.soft)))
 
 
-def opening_of(number: int, stated: Sequence[Constraint], soft: Sequence[Preference]) -> str:
-    """See Request.opening."""
-    return repr((number, sorted(stated), list(soft)))
+def subject_of(wishes: Sequence[Constraint]) -> str:
+    """What a request with these hard wishes is about: its skills and its place. Both are always said at first."""
+    return repr(sorted((wish.kind, wish.value) for wish in wishes if wish.kind in ("skill", "place")))
 
 
 def changed(wishes: Sequence[Constraint], change: Constraint | None) -> tuple[Constraint, ...]:
