@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from lockstep.environments.talent.constraints import Constraint
 from lockstep.environments.talent.requests import Request
+from lockstep.environments.talent.vocabulary import ENGLISH, LANGUAGES
 from lockstep.environments.talent.wording import TOPICS, write
 
 MOST_TOPICS = 2  # answered in one message
@@ -19,27 +20,29 @@ PROFILES_BEFORE_CHANGE = 2
 
 # Words by which a question's topic is known.
 ASKED_BY: Mapping[str, str] = {
-    "skill": r"skills?|technolog\w+|stack|experience|must.haves?",
+    "skill": r"skills?|technolog\w+|stack|experience",
     "place": r"locations?|located|where|city|cities|country|based|living|place",
-    "salary": r"salar\w+|budget|pay|paid|compensation|costs?",
-    "language": r"languages?|speak|spoken|fluent",
-    "notice": r"notice|start|when|soon|date",
-    "mode": r"remote\w*|hybrid|on.?site|office|home",
+    "salary": r"salar\w+|budget|pay|paid|compensation|costs?|wages?|money|afford|spend|financial\w*",
+    "language": rf"languages?|speak|spoken|fluen\w+|{ENGLISH}|{'|'.join(LANGUAGES.values())}",
+    "notice": r"notice|start|when|soon|date|deadline|join\w*|quickly",
+    "mode": r"remote\w*|hybrid|on.?site|office|home|wfh|work(?:ing)?.(?:mode|model|arrangement)s?",
     "now": r"present employer|current employer|employed now|current industry",
     "before": r"former employers?|past employers?|previous employers?|background|industry|industries|sector",
     "seniority": r"senior\w*|junior|levels?",
-    "degree": r"degrees?|education|university",
+    "degree": r"degrees?|education\w*|university|qualifications?|academic|diplomas?|bachelor\S*|master\S*|ph\.?d",
     "size": r"company sizes?|size|startups?",
-    "open": r"availab\w+|open to work|looking for work",
+    "open": r"availab\w+|open to work|looking for (?:a |new )*(?:work|job)|actively looking|job.?seek\w+",
 }
 ANYTHING = re.compile(
-    r"\b(anything|else|other|more|missing|requirements?|constraints?|wishes|matters?)\b", re.IGNORECASE
+    r"\b(anything|else|other|additional|more|missing|requirements?|constraints?|wishes|matters?|must.haves?)\b",
+    re.IGNORECASE,
 )
 TOPIC = {kind: re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE) for kind, pattern in ASKED_BY.items()}
 
 CHANGES = ("Our plans changed: now we need {wish}.", "One thing is different now: we need {wish}.")
 NO_ANSWER = "Sorry, I cannot help with that. Ask me what the people must be like."
 ENOUGH = "I have told you what I can. Please go on with it."
+THE_REST = "Ask me about the rest in another message."
 FINE = "Thank you, noted. Please go ahead."
 
 
@@ -65,11 +68,12 @@ class User:
         if self.num_answers > MOST_ANSWERS:
             return ENOUGH
         asked = topics_of(text)
-        if asked:
-            return " ".join(self._about(kind) for kind in asked[:MOST_TOPICS])
-        if proposal:
-            return FINE
-        return self._open_question() if ANYTHING.search(text) else NO_ANSWER
+        said = [self._about(kind) for kind in asked[:MOST_TOPICS]]
+        if ANYTHING.search(text) and (asked or not proposal):
+            said.append(self._open_question())
+        elif len(asked) > MOST_TOPICS:
+            said.append(THE_REST)
+        return " ".join(said) or (FINE if proposal else NO_ANSWER)
 
     def after_profile(self, num_profiles: int) -> str | None:
         """What the user says of its own accord when so many profiles have been opened."""

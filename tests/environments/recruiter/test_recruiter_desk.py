@@ -9,7 +9,7 @@ from lockstep.environments.talent.database import Filters
 from lockstep.environments.talent.desk import PATIENCE, Desk
 from lockstep.environments.talent.profile import profile
 from lockstep.environments.talent.requests import changed
-from lockstep.environments.talent.user import ENOUGH, FINE, MOST_ANSWERS, NO_ANSWER, User, topics_of
+from lockstep.environments.talent.user import ENOUGH, FINE, MOST_ANSWERS, NO_ANSWER, THE_REST, User, topics_of
 from lockstep.rollout.tool import ToolError
 from tests.environments.recruiter.people import ANA, BEN, BUDGET, EVA, HERE, LESS, REQUEST, RUST
 
@@ -107,8 +107,44 @@ def test_the_user_tells_what_is_asked_for(desk):
 def test_at_most_two_topics_are_answered_at_once():
     user = User(REQUEST)
     said = user.reply("Notice, city, salary, languages, remote, degree?", proposal=False)
-    assert said == "As to start date: anything will do. We need based in Portugal."
+    assert said == f"As to start date: anything will do. We need based in Portugal. {THE_REST}"
     assert "75" not in said
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("Any other must-haves?", "Yes, ask me about salary."),
+        (
+            "Any other requirements, such as languages, remote work or budget?",
+            "As to languages: anything will do. As to remote work: anything will do. Yes, ask me about salary.",
+        ),
+        (
+            "What else matters, beyond location?",
+            "We need based in Portugal. Yes, ask me about salary.",
+        ),
+    ],
+)
+def test_an_open_question_is_answered_beside_the_topics_that_it_names(question, answer):
+    assert User(REQUEST).reply(question, proposal=False) == answer
+
+
+@pytest.mark.parametrize(
+    ("kind", "question"),
+    [
+        ("salary", "How much money can you spend?"),
+        ("salary", "What's the wage ceiling?"),
+        ("notice", "Is there a deadline for joining?"),
+        ("mode", "Is WFH OK?"),
+        ("mode", "Which working mode do you prefer?"),
+        ("language", "Must they know English?"),
+        ("open", "Should they be actively looking?"),
+        ("degree", "Do they need a Master's or a PhD?"),
+        ("degree", "Any academic qualification?"),
+    ],
+)
+def test_a_topic_is_known_by_the_words_that_people_use(kind, question):
+    assert topics_of(question) == [kind]
 
 
 def test_the_user_runs_out_of_patience():
