@@ -500,6 +500,7 @@ def test_rounds_are_actions_that_python_answered():
         (r"\boxed{\dfrac12} is the answer", True),
         (r"\boxed{2} no, \boxed{1/2}", True),
         (r"\boxed{1/2} no, \boxed{2}", False),
+        (r"\boxed{2} or \boxed{1/2}", False),
         (r"\frac{1}{2}", False),
         ("The answer is 1/2.", False),
         (r"\boxed{1/2", False),

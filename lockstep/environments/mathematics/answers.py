@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from lockstep.environments.mathematics.intervals import as_intervals, is_interval
 from lockstep.environments.mathematics.pool import MathPool
 from lockstep.environments.mathematics.stated import HEDGES, number_alone, without_gaps
 from lockstep.rollout.concurrency import in_thread
@@ -20,16 +21,25 @@ from lockstep.rollout.tool import InfrastructureError
 
 MAX_CHARACTERS = 1000  # of an answer; the longest reference of MATH has 159
 
+FONTS = r"text(?:bf|rm|it|normal)|math(?:rm|bf|it)|boldsymbol|bm|bf(?= ?\{)|underline|mbox"
 CLEANING = (
-    (re.compile("\u2212"), "-"),
+    (re.compile("[\u2212\u2013]"), "-"),
+    (re.compile("\u221a ?([0-9]+|[a-z])"), r"\\sqrt{\1}"),
+    (re.compile("\u00b2"), "^2"),
+    (re.compile("\u00b3"), "^3"),
     (re.compile(r"\\\\ ?\[-?[0-9.]+ ?(?:pt|ex|em|mm|cm)\]"), r"\\\\"),
-    (re.compile(r"(?<=[0-9]),\\! ?(?=[0-9]{3}(?![0-9]))|\{,\}(?=[0-9])"), ","),
+    (re.compile(r"(?<=[0-9])(?:,\\! ?|\{,\})(?=[0-9]{3}(?![0-9]))"), ""),
+    (re.compile(r"\{,\}(?=[0-9])"), ","),
     (re.compile(r"(?<!\\)\\(?:!|(?:displaystyle|left|right|[bB]igg?[lr]?)(?![a-zA-Z]))|\{\}"), ""),
     (re.compile(r"(?<!\\)\\(?:[,;: ]|q?quad(?![a-zA-Z]))|~|\s+"), " "),
     (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\frac ?\\pi ?([0-9])"), r"\\frac{\\pi}{\1}"),
     (re.compile(r"\\phantom ?(?:\{[^{}]*\}|.)|^ ?\\approx(?![a-zA-Z])"), ""),
-    (re.compile(r"\\(?:textbf|textrm|textit|textnormal|mathrm|mathbf|mbox)(?![a-zA-Z])"), r"\\text"),
+    (re.compile(rf"\\(?:{FONTS})(?![a-zA-Z])"), r"\\text"),
+    (re.compile(r"\\bigcup(?![a-zA-Z])"), r"\\cup"),
+    (re.compile(r"\\[lr]brace(?![a-zA-Z])"), lambda brace: r"\{" if brace[0][1] == "l" else r"\}"),
+    (re.compile(r",? ?\\text ?\{ ?,? ?and ?\} ?|(?<=[0-9}]),? and (?=[-0-9\\])"), ", "),
+    (re.compile(r" ?(?:\{:\}|\\colon(?![a-zA-Z])|(?<=[0-9]) ?\\text ?\{ ?(?:to|:) ?\}) ?"), ":"),
     (re.compile(r"\^ ?(?:\\circ|\{ ?\\circ ?\})|°|\\degree(?![a-zA-Z])"), ""),
     (re.compile(r"(?<!\\)\\[$()\[\]]|\$"), ""),
     (re.compile(r"^ ?[a-zA-Z] ?\\in(?![a-zA-Z])"), ""),
@@ -46,7 +56,10 @@ UNDONE = re.compile(  # an operation that the answer leaves to the reader
     r"|[0-9)}] ?(?:[-+*]|\\(?:times|cdot)(?![a-zA-Z])) ?[0-9({\\]|[0-9)] ?\( ?[-0-9]"
 )
 WORD = re.compile(r"(?:\\text ?\{ ?)?\(?([a-zA-Z]+(?: [a-zA-Z]+)*)\)?(?: ?\})?")
-IN_BASE = re.compile(r"(-?[0-9][0-9A-F]*)_ ?\{? ?([0-9]+) ?\}?")
+BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9"}
+TEXT = re.compile(r"\\text ?\{[^{}]*\}")
+IN_BASE = re.compile(rf"\(?(-?[0-9][0-9A-F]*)\)? ?_ ?\{{? ?(?:\\text ?\{{)? ?\(?([0-9]+|{'|'.join(BASES)})\)? ?\}}*")
+THOUSANDS = re.compile(r"(?<![0-9.])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])")
 GROUP = re.compile(r"[(\[][^()\[\]]*,")
 NAMED = re.compile(r"([a-zA-Z]) ?= ?([^=]+)")
 
@@ -64,7 +77,7 @@ def equal(answer: str, reference: str) -> bool:
     quick = without_worker(answer, reference)
     if quick is not None:
         return quick
-    said, meant = cleaned(answer), cleaned(reference)
+    said, meant = _both(answer, reference)
     verdict = pool().compare(said, meant)
     if verdict in ("late", "crashed"):
         _check_reference(meant)
@@ -80,7 +93,7 @@ async def compared(answer: str, reference: str) -> Comparison:
     quick = without_worker(answer, reference)
     if quick is not None:
         return Comparison(quick)
-    said, meant = cleaned(answer), cleaned(reference)
+    said, meant = _both(answer, reference)
     verdict = await asyncio.wrap_future(pool().submit(said, meant))
     if verdict == "late" or verdict == "crashed":
         # Not submitted: it would stand behind all waiting answers, and the trajectory's time would pass there.
@@ -120,9 +133,22 @@ def cleaned(text: str) -> str:
     text = without_gaps(text.strip())
     for pattern, replacement in CLEANING:
         text = pattern.sub(replacement, text)
-    text = text.strip().removesuffix(".").strip()
+    text = text.strip().removesuffix(".").removesuffix(",").strip()
     unit = UNIT.search(text)
     return text[: unit.start()].strip() if unit and not QUALIFIED.search(unit[0]) else text
+
+
+def _both(answer: str, reference: str) -> tuple[str, str]:
+    r"""Both cleaned, the answer with a view to the reference: where that has no comma, 2,304\pi is one number and no
+    list, and where it is an interval, so is a solved inequality."""
+    said, meant = cleaned(answer), cleaned(reference)
+    if "," not in meant and not _grouping(said):
+        said = THOUSANDS.sub(lambda number: number[0].replace(",", ""), said)
+    return as_intervals(said) if is_interval(meant) else said, meant
+
+
+def _in_base(match: re.Match[str]) -> tuple[str, str]:
+    return match[1], BASES.get(match[2], match[2])
 
 
 def _is_qualified(text: str) -> bool:
@@ -142,7 +168,7 @@ def without_worker(answer: str, reference: str) -> bool | None:
     """
     if len(answer) > MAX_CHARACTERS or not _readable(answer):
         return False
-    said, meant = cleaned(answer), cleaned(reference)
+    said, meant = _both(answer, reference)
     if not said:
         return False
     if _squeezed(said) == _squeezed(meant):
@@ -152,9 +178,11 @@ def without_worker(answer: str, reference: str) -> bool | None:
     words = WORD.fullmatch(said), WORD.fullmatch(meant)
     if words[0] and words[1] and (meant.startswith(r"\text") or max(len(words[0][1]), len(words[1][1])) > 1):
         return _squeezed(words[0][1]).casefold() == _squeezed(words[1][1]).casefold()
+    if TEXT.fullmatch(meant) and _said(said) == _said(meant):
+        return True
     if base := IN_BASE.fullmatch(meant):
         other = IN_BASE.fullmatch(said)
-        return other.groups() == base.groups() if other else said == base[1]
+        return _in_base(other) == _in_base(base) if other else said == base[1]
     if IN_BASE.fullmatch(said) or _otherwise_grouped(said, meant) or _is_false_equation(said, meant):
         return False
     if _grouping(meant) in ("(", "[") and _holds_a_group(said):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+LISTED = re.compile(  # what stands between boxes that list one answer; possessive, for texts of spaces without end
+    r"[\s$]*+[,;]?[\s$]*+(?:(?:\\text\s*+\{\s*+)?(?:and|or)\b\s*+\}?)?[\s$]*+(?:[a-zA-Z]\s*+=\s*+)?"
+)
 TOKEN = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
 
@@ -37,6 +40,12 @@ def boxes(text: str) -> list[Box]:
 
 
 def last_box(text: str) -> str | None:
-    r"""The content of the last \boxed{...} of a text, without spaces around it; None when it has none."""
+    r"""The content of the last \boxed{...} of a text, without spaces around it; None when it has none. Of several that
+    only list one answer, as in x=\boxed{1} or x=\boxed{-1}, the different contents with commas between them."""
     found = boxes(text)
-    return found[-1].content.strip() if found else None
+    if not found:
+        return None
+    first = len(found) - 1
+    while first and LISTED.fullmatch(text, found[first - 1].end, found[first].start):
+        first -= 1
+    return ", ".join(filter(None, dict.fromkeys(box.content.strip() for box in found[first:])))

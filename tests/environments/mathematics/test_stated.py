@@ -254,6 +254,13 @@ def test_hostile_text_is_read_in_one_pass(text):
         (r"\boxed{}", ""),
         ("\\boxed{5}\\", "5"),
         (r"\fbox{5}", None),
+        (r"$x=\boxed{1}$ or $x=\boxed{-1}$.", "1, -1"),
+        (r"\boxed{1}, \boxed{2}, and \boxed{3}", "1, 2, 3"),
+        (r"\boxed{1} \text{ and } \boxed{2}", "1, 2"),
+        (r"\boxed{5}, \boxed{5}", "5"),
+        (r"\boxed{9}. Then \boxed{1} or \boxed{2}", "1, 2"),
+        (r"\boxed{1} order \boxed{2}", "2"),
+        (r"\boxed{1}" + " " * 20_000 + "x" + r"\boxed{2}", "2"),
     ],
 )
 def test_the_last_box(text, content):
