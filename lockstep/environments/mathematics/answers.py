@@ -55,6 +55,7 @@ UNDONE = re.compile(  # an operation that the answer leaves to the reader
     r"|(?:arc)?(?:sin|cos|tan)|operatorname)(?![a-zA-Z])|!|\|"
     r"|[0-9)}] ?(?:[-+*]|\\(?:times|cdot)(?![a-zA-Z])) ?[0-9({\\]|[0-9)] ?\( ?[-0-9]"
 )
+NAME = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]|^ ?\\[a-zA-Z]+ ?$|^ ?$")  # a side that names what is equal to the others
 WORD = re.compile(r"(?:\\text ?\{ ?)?\(?([a-zA-Z]+(?: [a-zA-Z]+)*)\)?(?: ?\})?")
 BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9"}
 TEXT = re.compile(r"\\text ?\{[^{}]*\}")
@@ -193,9 +194,12 @@ def without_worker(answer: str, reference: str) -> bool | None:
 
 
 def _is_undone(said: str) -> bool:
-    r"""Whether an answer, and each side of it where it is an equation, leaves the computing to whoever compares it:
-    66 \times 17, \gcd(92,76). math-verify would compute what the problem asked the policy for."""
-    return all(UNDONE.search(SCIENTIFIC.sub("", side)) for side in re.split(r"=(?![^{}]*\})|\\approx", said))
+    r"""Whether an answer leaves the computing to whoever compares it: 66 \times 17, \gcd(92,76), x = 66 \times 17.
+    math-verify would compute what the problem asked the policy for. An equation is done when a side of it is a value."""
+    sides = re.split(r"=(?![^{}]*\})|\\approx", said)
+    undone = [UNDONE.search(SCIENTIFIC.sub("", side)) is not None for side in sides]
+    is_value = [NAME.search(UNIT_IN_WORDS.sub("", side)) is None for side in sides]
+    return any(undone) and not any(value and not open_ for value, open_ in zip(is_value, undone, strict=True))
 
 
 def is_quoted(answer: str, reference: str, problem: str) -> bool:

@@ -161,6 +161,12 @@ def test_every_training_reference_is_itself(math_folders):
         (r"-\left(\frac79,\frac29\right)", r"\left(\frac79,\frac29\right)", False),
         (r"\left(\frac79,\frac29\right)+1", r"\left(\frac79,\frac29\right)", False),
         (r"66\times17", "1122", False),  # computing is the policy's part, here and below
+        (r"x=66\times17", "1122", False),
+        (r"f(3) = 66\times17", "1122", False),
+        (r"\theta = 66\times17", "1122", False),
+        (r"66\cdot 17 \approx y", "1122", False),
+        (r"x = 66\times17 = 1122 cm", "1122", None),
+        (r"|AB| = 17", "17", None),
         (r"\gcd(92,76)", "4", False),
         (r"(25\cdot76)\mod 4", "0", False),
         (r"\sum_{k=23}^{92} k", "4025", False),
