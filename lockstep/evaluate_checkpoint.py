@@ -30,7 +30,7 @@ from lockstep.observe.recorder import Recorder
 from lockstep.options import parse
 from lockstep.rollout.chat import ChatOptions, renderer_for
 from lockstep.rollout.concurrency import run_async
-from lockstep.rollout.environment import Environment
+from lockstep.rollout.environment import Environment, tasks_of
 from lockstep.rollout.harmony import HarmonyOptions
 from lockstep.rollout.trajectory import Policy, Rollout
 from lockstep.setup import check_room, offered_tools
@@ -94,7 +94,7 @@ def main(arguments: list[str]) -> None:
         precision = _of_run(Precision, known, "precision")
         _check(settings, precision)
         environment = settings.environment
-        offered = environment.tasks("heldout") if settings.split == "heldout" else all_tasks(environment)
+        offered = tasks_of(environment, "heldout") if settings.split == "heldout" else all_tasks(environment)
         if not offered:
             raise ConfigError(f"{found.kind.__name__} has no {settings.split} tasks")
         tasks = offered[: _num_tasks(settings, known, len(offered))]
@@ -121,7 +121,7 @@ def main(arguments: list[str]) -> None:
 
 def all_tasks(environment: Environment) -> list[Task]:
     """Those of both splits, the training tasks first."""
-    return [*environment.tasks("train"), *environment.tasks("heldout")]
+    return [*tasks_of(environment, "train"), *tasks_of(environment, "heldout")]
 
 
 def _settings(checkpoint: str, known: Mapping[str, Any], arguments: list[str]) -> tuple[Found, Eval]:

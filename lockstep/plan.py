@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GptOssConfig, PreTrai
 from lockstep.config import ConfigError, Run, check
 from lockstep.model.freezing import freeze
 from lockstep.model.tiny import shape
+from lockstep.rollout.environment import tasks_of
 from lockstep.trainer.critic import OwnCritic
 
 GIB = 1 << 30
@@ -100,7 +101,7 @@ def show(run: Run, console: Console | None = None) -> None:
     """Print the plan as a table."""
     planned = plan(run)
     try:
-        train, heldout = (len(run.environment.tasks(split)) for split in ("train", "heldout"))
+        train, heldout = (len(tasks_of(run.environment, split)) for split in ("train", "heldout"))
     except (ValueError, OSError) as error:  # what an environment says of its data
         raise ConfigError(str(error)) from error
     table = Table(title=f"plan of {run.name}: {run.model}, {type(run.environment).__name__}", title_justify="left")

@@ -6,6 +6,9 @@ Whatever can be wrong with what a user gave is found by `prepare`, before anythi
 from __future__ import annotations
 
 import copy
+import dataclasses
+import json
+import reprlib
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +16,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lockstep.config import ConfigError, Run, check
+from lockstep.config import ConfigError, Run, as_dict, check
 from lockstep.engine.embedded import EmbeddedEngine
 from lockstep.engine.engine import Engine
 from lockstep.learner.learner import Learner
@@ -25,7 +28,14 @@ from lockstep.model.saving import save_model
 from lockstep.model.tiny import build_model, build_tokenizer
 from lockstep.rollout.chat import renderer_for
 from lockstep.rollout.concurrency import run_async
-from lockstep.rollout.environment import Environment, EnvironmentFault, checked_start, guarded
+from lockstep.rollout.environment import (
+    Environment,
+    EnvironmentFault,
+    checked_start,
+    demonstrations_of,
+    guarded,
+    tasks_of,
+)
 from lockstep.rollout.renderer import Renderer
 from lockstep.rollout.tool import InfrastructureError
 from lockstep.rollout.trajectory import Rollout
@@ -66,13 +76,14 @@ def prepare(run: Run, *, checkpoint: Path | None = None) -> Parts:
 def _prepare(run: Run, checkpoint: Path | None) -> Parts:
     check(run)
     environment = run.environment
-    demonstrations = environment.demonstrations(run.seed) if run.sft.num_steps else ()
+    _check_declared(run)
+    demonstrations = demonstrations_of(environment, run.seed) if run.sft.num_steps else ()
     if run.sft.num_steps and not demonstrations:
         raise ConfigError(
             f"sft.num_steps={run.sft.num_steps}: {type(environment).__name__} has no demonstrations; "
             "set sft.num_steps to 0"
         )
-    train_tasks, heldout_tasks = environment.tasks("train"), environment.tasks("heldout")
+    train_tasks, heldout_tasks = tasks_of(environment, "train"), tasks_of(environment, "heldout")
     for split, tasks in (("train", train_tasks), ("heldout", heldout_tasks)):
         if not tasks:
             raise ConfigError(f"{type(environment).__name__} has no {split} tasks")
@@ -198,6 +209,26 @@ async def offered_tools(environment: Environment, task: Task, timeout_s: float) 
             raise error.__cause__ from None
         raise UserError(" ".join(str(error).split())) from error
     return start.tools
+
+
+def _check_declared(run: Run) -> None:
+    """Raise ConfigError for an environment that is no dataclass's object, or has options that no file can hold."""
+    environment = run.environment
+    if isinstance(environment, type):
+        name = environment.__name__
+        raise ConfigError(f"environment={name} is a class: make an object of it, environment={name}()")
+    if not dataclasses.is_dataclass(environment):
+        name = type(environment).__name__
+        raise ConfigError(f"environment={name}(): {name} is no dataclass; write @dataclass above the class")
+    for field in dataclasses.fields(environment):
+        try:
+            json.dumps(as_dict(run)["environment"][field.name])
+        except TypeError:
+            shown = reprlib.repr(getattr(environment, field.name))
+            raise ConfigError(
+                f"environment.{field.name}={shown}: an option is written to the run's configuration; make it a number, "
+                "text, path, list or dataclass, or no field"
+            ) from None
 
 
 def _texts(

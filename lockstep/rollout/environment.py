@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol, get_args
 from lockstep.rollout.concurrency import Late, together, within
 from lockstep.rollout.reward import Ending, Score, as_number
 from lockstep.rollout.tool import Tool, infrastructure_in, readable, said
-from lockstep.types import Demonstration, Message, Role, Task, ToolDescription
+from lockstep.types import Demonstration, Message, Role, Task, ToolDescription, UserError
 
 Split = Literal["train", "heldout"]
 MAX_CALLS = 128  # that are made of one action; each may take a thread
@@ -136,7 +136,31 @@ def checked_step(result: Any) -> Step:
     return step
 
 
+def tasks_of(environment: Environment, split: Split) -> Sequence[Task]:
+    """A split's tasks. Raises UserError for what is no list of tasks with messages."""
+    return _listed(environment, "tasks", Task, split)
+
+
+def demonstrations_of(environment: Environment, seed: int) -> Sequence[Demonstration]:
+    """The demonstrations. Raises UserError for what is no list of demonstrations with messages."""
+    return _listed(environment, "demonstrations", Demonstration, seed)
+
+
+def _listed(environment: Environment, method: str, kind: type, *arguments: object) -> Sequence[Any]:
+    try:
+        found = expect(Sequence)(getattr(environment, method)(*arguments))
+        for each in found:
+            if not isinstance(each, kind):
+                raise WrongResult(f"returned {type(each).__name__}: it must return a list of {kind.__name__}")
+            _check_messages(each.messages)
+    except WrongResult as wrong:
+        raise UserError(f"{type(environment).__name__}.{method} {wrong}") from None
+    return found
+
+
 def _check_messages(messages: Any) -> None:
+    if isinstance(messages, Message):
+        raise WrongResult("returned one message where several are expected: make it a tuple, (message,)")
     listed = list(messages) if isinstance(messages, Sequence) and not isinstance(messages, str) else [messages]
     for each in listed:
         if not isinstance(each, Message):
@@ -195,7 +219,7 @@ class ToolEnvironment:
     and release for what each trajectory owns (a database cursor, a sandbox session)."""
 
     def tasks(self, split: Split) -> Sequence[Task]:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no tasks: define them")
 
     async def open(self, task: Task) -> Any:
         """What one trajectory owns; handed to tools, grade (as ending.state) and release."""
@@ -207,7 +231,7 @@ class ToolEnvironment:
 
     async def grade(self, ending: Ending) -> Mapping[str, float] | Score:
         """Named reward parts."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no grade: define one")
 
     async def release(self, state: Any) -> None:
         """Give back what `open` gave. Called exactly once for each, whatever happened."""

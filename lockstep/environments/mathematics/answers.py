@@ -195,7 +195,7 @@ def without_worker(answer: str, reference: str) -> bool | None:
 
 def _is_undone(said: str) -> bool:
     r"""Whether an answer leaves the computing to whoever compares it: 66 \times 17, \gcd(92,76), x = 66 \times 17.
-    math-verify would compute what the problem asked the policy for. An equation is done when a side of it is a value."""
+    math-verify would compute what the problem asked the policy for. An equation is done where one side is a value."""
     sides = re.split(r"=(?![^{}]*\})|\\approx", said)
     undone = [UNDONE.search(SCIENTIFIC.sub("", side)) is not None for side in sides]
     is_value = [NAME.search(UNIT_IN_WORDS.sub("", side)) is None for side in sides]
