@@ -19,7 +19,8 @@ from typing import Any
 
 from lockstep.sandbox import guest, keeper, namespaces, script, watch, wire
 from lockstep.sandbox.interface import Limits
-from lockstep.sandbox.running import Running, close_all, group_of, kill_group, reap, reap_group, set_stopped
+from lockstep.sandbox.looks import Looks
+from lockstep.sandbox.running import Running, close_all, kill_group, reap, reap_group, set_stopped
 from lockstep.sandbox.scratch import make_folder, remove_folder
 
 _WATCH_EVERY_S, _WATCH_IDLE_EVERY_S = 0.05, 1.0
@@ -64,7 +65,7 @@ class Supervisor:
         search: Sequence[str],
         hidden: Sequence[tuple[str, str]],
     ) -> None:
-        self._control, self._ends, self._proc, self._cell = control, ends, proc, cell
+        self._ends, self._proc, self._cell = ends, proc, cell
         self._first_user, self._folder = first_user, folder
         self._search, self._hidden = search, hidden
         self._namespaces = not cell.landlock_abi
@@ -72,23 +73,23 @@ class Supervisor:
         self._counts_by_namespace = watch.kernel() >= (5, 14)
         self._max_guests, self._slots = max_guests, list(range(max_guests))
         self._waiting: deque[tuple[dict[str, Any], list[int]]] = deque()
-        self._unsaid: deque[dict[str, Any]] = deque()
         self._running: dict[int, Running] = {}
+        self._looks = Looks(proc, self._running)
         self._armed: dict[int, float] = {}
         self._by_pidfd: dict[int, Running] = {}
         self._by_line: dict[int, Running] = {}  # ended, and what they left is being killed
         self._idle_keepers: list[keeper.Keeper] = []
-        self._base_private = watch.private_bytes_of_self(proc)
         self._user_tasks, self._counted = 0, -1e9
         self._poll = select.poll()
-        for descriptor in (control.fileno(), *ends):
+        self._line = wire.Line(control, self._poll)
+        for descriptor in ends:
             self._poll.register(descriptor, select.POLLIN)
 
     def serve(self) -> None:
         """Until the trainer (or the launcher) is gone. Raises BecomeGuest in every forked guest."""
         while True:
             for descriptor, _ in self._poll.poll(self._patience_ms()):
-                if descriptor == self._control.fileno():
+                if descriptor == self._line.descriptor:
                     if not self._listen():
                         return self._end_all()
                 elif descriptor in self._ends:
@@ -97,7 +98,7 @@ class Supervisor:
                     self._finish(ended)
                 elif (swept := self._by_line.get(descriptor)) is not None:
                     self._swept(swept)
-            self._say()
+            self._line.flush()
             self._enforce(time.monotonic())
             if self._waiting and self._slots:  # one, so that the trainer is heard in between
                 self._start(*self._waiting.popleft())
@@ -110,29 +111,12 @@ class Supervisor:
         due += [idle.idle_since + keeper.IDLE_S for idle in self._idle_keepers[:1]]
         return max(0.0, min(due) - time.monotonic()) * 1000 + 1 if due else None
 
-    def _tell(self, message: dict[str, Any]) -> None:
-        self._unsaid.append(message)
-        self._say()
-
-    def _say(self) -> None:
-        """What the trainer has room for. To wait here for it to read could be for ever: it may be waiting for this
-        process to read."""
-        try:
-            while self._unsaid:
-                wire.send_now(self._control, self._unsaid[0])
-                self._unsaid.popleft()
-        except BlockingIOError:
-            pass
-        self._poll.modify(self._control.fileno(), select.POLLIN | (select.POLLOUT if self._unsaid else 0))
-
     def _listen(self) -> bool:
         """All that the trainer has said; False when it is gone."""
-        with suppress(BlockingIOError):
-            while True:
-                message, descriptors = wire.receive(self._control, socket.MSG_DONTWAIT)
-                if message is None:
-                    return False
-                self._obey(message, descriptors)
+        for message, descriptors in self._line.heard():
+            if message is None:
+                return False
+            self._obey(message, descriptors)
         return True
 
     def _obey(self, message: dict[str, Any], descriptors: list[int]) -> None:
@@ -155,7 +139,7 @@ class Supervisor:
     def _arm(self, session: Running) -> None:
         """A run of a session begins: its clock starts."""
         session.run_started = time.monotonic()
-        session.run_cpu_s = self._cpu_s(session)
+        session.run_cpu_s = self._looks.cpu_s(session)
         session.deadline = session.run_started + self._armed.pop(session.number)
         session.look_again = session.run_started + _WATCH_EVERY_S
         set_stopped(session, False)
@@ -165,12 +149,8 @@ class Supervisor:
         set_stopped(session, True)
         session.deadline = float("inf")
         time_s = time.monotonic() - session.run_started
-        cpu_s = max(0.0, self._cpu_s(session) - session.run_cpu_s)
-        self._tell({"ran": session.number, "time_s": time_s, "cpu_s": cpu_s})
-
-    def _cpu_s(self, session: Running) -> float:
-        living = watch.cpu_s(self._proc, self._pids(session))  # first, it reaps
-        return living + session.cpu_s
+        cpu_s = max(0.0, self._looks.cpu_s(session) - session.run_cpu_s)
+        self._line.tell({"ran": session.number, "time_s": time_s, "cpu_s": cpu_s})
 
     def _forget(self, number: int) -> None:
         """Kill a call that nobody awaits any more, or take it out of the queue."""
@@ -181,7 +161,7 @@ class Supervisor:
             if message["call"] == number:
                 del self._waiting[place]
                 close_all(descriptors)
-                self._tell({"infra": number, "text": "killed before it began"})
+                self._line.tell({"infra": number, "text": "killed before it began"})
                 return
 
     def _start(self, message: dict[str, Any], descriptors: list[int]) -> None:
@@ -207,7 +187,7 @@ class Supervisor:
             if not self._namespaces:
                 remove_folder(scratch)
             self._slots.append(slot)
-            self._tell({"infra": number, "text": f"a call could not be started: {error}"})
+            self._line.tell({"infra": number, "text": f"a call could not be started: {error}"})
             return
         if pid == 0:
             # of those that wait for their start too: or no number below this one's limit is free
@@ -266,7 +246,7 @@ class Supervisor:
             guest.tell_failure(given.report, error)
 
     def _nproc(self, limits: Limits) -> int:
-        """RLIMIT_NPROC: exact where the guest's user is its own, loose where it is shared (then `_look` is exact)."""
+        """RLIMIT_NPROC: exact where the guest's user is its own, loose where it is shared (then looks are exact)."""
         if self._first_user is not None or (self._namespaces and self._counts_by_namespace):
             return limits.max_processes
         if time.monotonic() - self._counted > _COUNT_USER_EVERY_S:
@@ -280,7 +260,8 @@ class Supervisor:
                 self._kill(call, call.if_late)
             elif call.look_again <= now:
                 before = time.process_time()
-                self._look(call)
+                if excess := self._looks.excess(call):
+                    self._kill(call, excess)
                 took_s = time.process_time() - before
                 idle = call.deadline == float("inf")  # a session between runs
                 every_s = _WATCH_IDLE_EVERY_S if idle else max(_WATCH_EVERY_S, _WATCH_SHARE * took_s)
@@ -289,43 +270,12 @@ class Supervisor:
         while self._idle_keepers and self._idle_keepers[0].idle_since + keeper.IDLE_S <= now:
             self._idle_keepers.pop(0).end()
 
-    def _look(self, call: Running) -> None:
-        """Kill a call whose processes together are over a limit that the kernel holds only for each."""
-        pids = self._pids(call)
-        private = sum(max(0, watch.private_bytes(self._proc, pid) - self._base_private) for pid in pids)
-        if private > call.limits.memory_bytes:
-            self._kill(call, "memory")
-        elif watch.num_tasks(self._proc, pids) > call.limits.max_processes:
-            self._kill(call, "processes")
-        elif not self._namespaces:
-            held, files = watch.held_in(self._proc, call.scratch, pids, call.limits.max_files)
-            if held > call.limits.files_bytes or files > call.limits.max_files:
-                self._kill(call, "files")
-
-    def _pids(self, call: Running) -> list[int]:
-        """All processes of a call, in the numbers of /proc."""
-        if call.keeper is not None:
-            call.outer_pid = call.outer_pid or watch.outer_pid(self._proc, call.pidfd)
-            own = watch.descendants(self._proc, call.outer_pid)
-            return own + watch.descendants(self._proc, call.keeper.outer_pid)[1:]
-        leaders = {each.pid for each in self._running.values()}  # to ask for the group of each would take long
-        others = (pid for pid in watch.children_of_self(self._proc) if pid not in leaders)
-        orphans = [pid for pid in others if group_of(pid) == call.pid and not self._reaped(call, pid)]
-        return [pid for root in (call.pid, *orphans) for pid in watch.descendants(self._proc, root)]
-
-    def _reaped(self, call: Running, orphan: int) -> bool:
-        """Has it ended? Until somebody waits for it, the kernel counts it among the call's processes."""
-        reaped, _, used = os.wait4(orphan, os.WNOHANG)
-        if reaped:
-            call.cpu_s += used.ru_utime + used.ru_stime
-        return bool(reaped)
-
     def _kill(self, call: Running, cause: wire.Cause) -> None:
         """End all its processes: the keeper's end ends its namespace; seccomp keeps a Landlock guest's in its group."""
         call.cause = call.cause or cause
         call.deadline = float("inf")
         if call.keeper is not None:  # the kernel does not count what dies with its namespace
-            call.killed_cpu_s = watch.cpu_s(self._proc, self._pids(call))
+            call.killed_cpu_s = self._looks.cpu_s(call)
             call.keeper.kill()
             return
         os.kill(call.pid, signal.SIGKILL)
@@ -366,12 +316,12 @@ class Supervisor:
         self._slots.append(call.slot)
         if told.startswith(b"F"):
             text = told[1:].partition(b"\0")[0].decode("utf-8", "replace")
-            self._tell({"infra": call.number, "text": f"setup failed: {text}"})
+            self._line.tell({"infra": call.number, "text": f"setup failed: {text}"})
             return
         cpu_s = max(call.cpu_s, call.killed_cpu_s) - (call.run_cpu_s if call.session else 0.0)
         killed = os.WIFSIGNALED(call.status) and os.WTERMSIG(call.status) == signal.SIGKILL
         end = {"end": call.number, "status": call.status, "cause": call.cause if killed else ""}  # or it was faster
-        self._tell(end | {"time_s": call.time_s, "cpu_s": max(0.0, cpu_s)})
+        self._line.tell(end | {"time_s": call.time_s, "cpu_s": max(0.0, cpu_s)})
 
     def _end_all(self) -> None:
         for call in self._running.values():

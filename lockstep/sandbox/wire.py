@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import array
 import json
+import select
 import socket
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 Cause = Literal["", "timeout", "memory", "processes", "files", "asked"]
@@ -27,11 +30,6 @@ def send(connection: socket.socket, message: dict[str, Any], descriptors: Sequen
     socket.send_fds(connection, [json.dumps(message).encode()], descriptors)
 
 
-def send_now(connection: socket.socket, message: dict[str, Any]) -> None:
-    """Without descriptors. Raises BlockingIOError when the other side has too much unread, OSError when it is gone."""
-    connection.send(json.dumps(message).encode(), socket.MSG_DONTWAIT)
-
-
 def receive(connection: socket.socket, how: int = 0) -> tuple[dict[str, Any] | None, list[int]]:
     """A message with its descriptors; None at the end of the connection. how: MSG_DONTWAIT for BlockingIOError."""
     space = socket.CMSG_SPACE(_MOST_DESCRIPTORS * array.array("i").itemsize)
@@ -43,3 +41,37 @@ def receive(connection: socket.socket, how: int = 0) -> tuple[dict[str, Any] | N
     if flags & socket.MSG_CTRUNC:
         raise OSError("descriptors were lost in a message: raise the limit of open files (ulimit -n)")
     return (json.loads(data) if data else None), list(descriptors)
+
+
+class Line:
+    """The supervisor's end. It never waits for the trainer to read, which may itself be waiting to be read."""
+
+    def __init__(self, connection: socket.socket, poll: select.poll) -> None:
+        self._connection, self._poll = connection, poll
+        self._unsaid: deque[bytes] = deque()
+        self.descriptor = connection.fileno()
+        poll.register(self.descriptor, select.POLLIN)
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """At once, or by `flush` when there is room. Raises OSError when the other side is gone."""
+        self._unsaid.append(json.dumps(message).encode())
+        if len(self._unsaid) == 1:
+            self.flush()
+            if self._unsaid:
+                self._poll.modify(self.descriptor, select.POLLIN | select.POLLOUT)
+
+    def flush(self) -> None:
+        """Say what there is room for. Raises OSError when the other side is gone."""
+        if not self._unsaid:
+            return
+        with suppress(BlockingIOError):
+            while self._unsaid:
+                self._connection.send(self._unsaid[0], socket.MSG_DONTWAIT)
+                self._unsaid.popleft()
+            self._poll.modify(self.descriptor, select.POLLIN)
+
+    def heard(self) -> Iterator[tuple[dict[str, Any] | None, list[int]]]:
+        """All that has been said, as `receive` gives it."""
+        with suppress(BlockingIOError):
+            while True:
+                yield receive(self._connection, socket.MSG_DONTWAIT)

@@ -68,9 +68,9 @@ NO_FSIZE = (
     "        (resource.RLIMIT_FSIZE, *[max(limits.files_bytes, limits.output_bytes + resource.getpagesize())] * 2),\n",
     "",
 )
-NO_MEMORY_LOOK = ("supervisor.py", "        if private > call.limits.memory_bytes:", "        if private < 0:")
+NO_MEMORY_LOOK = ("looks.py", "        if private > call.limits.memory_bytes:", "        if private < 0:")
 NO_TASKS_LOOK = (
-    "supervisor.py",
+    "looks.py",
     "watch.num_tasks(self._proc, pids) > call.limits.max_processes",
     "watch.num_tasks(self._proc, pids) < 0",
 )
@@ -90,7 +90,7 @@ READ_ONLY_ROOT = (
     '    native.mount("none", "/", None, native.MS_REMOUNT | native.MS_RDONLY | native.MS_NOSUID | native.MS_NODEV)\n'
 )
 HEARD = (
-    "                if descriptor == self._control.fileno():\n"
+    "                if descriptor == self._line.descriptor:\n"
     "                    if not self._listen():\n"
     "                        "
 )
@@ -396,7 +396,7 @@ MUTATIONS: Sequence[Mutation] = (
         "l",
         [
             (
-                "supervisor.py",
+                "looks.py",
                 "            if held > call.limits.files_bytes or files > call.limits.max_files:",
                 "            if held < 0:",
             )
@@ -504,8 +504,8 @@ MUTATIONS: Sequence[Mutation] = (
             ),
             (
                 "supervisor.py",
-                "        for descriptor in (control.fileno(), *ends):",
-                "        for descriptor in (control.fileno(),):",
+                "        for descriptor in ends:",
+                "        for descriptor in ():",
             ),
         ],
         "outlive_the_trainer",
@@ -516,8 +516,8 @@ MUTATIONS: Sequence[Mutation] = (
         [
             (
                 "supervisor.py",
-                "        for descriptor in (control.fileno(), *ends):",
-                "        for descriptor in (control.fileno(),):",
+                "        for descriptor in ends:",
+                "        for descriptor in ():",
             )
         ],
         "outlive_the_trainer",

@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -278,7 +279,7 @@ def test_the_looks_at_many_calls_leave_most_of_the_supervisors_time(monkeypatch)
     monkeypatch.setattr(time, "process_time", lambda: next(clock) * 0.002)
     supervisor = object.__new__(Supervisor)
     supervisor._idle_keepers = []
-    supervisor._look = lambda call: None
+    supervisor._looks = SimpleNamespace(excess=lambda call: "")
     given = dict(pidfd=-1, keeper=None, report=-1, limits=Limits(), slot=0, scratch="", session=False, started=0.0)
     supervisor._running = {
         number: Running(number=number, pid=number, deadline=100.0, look_again=0.0, **given) for number in range(200)
