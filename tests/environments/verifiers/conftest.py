@@ -37,7 +37,7 @@ def example(verifiers_environment, gsm8k_folder):
 def tasksets(monkeypatch):
     """The class, where verifiers 0.4 and the example for it are installed."""
     if not (installed("verifiers") and installed("lockstep-example-next")):
-        pytest.skip("verifiers 0.4 and the example for it are not installed here: make test-verifiers-next")
+        pytest.skip("verifiers 0.4 and the example for it are not installed here: make test-verifiers")
     from lockstep.environments.verifiers import VerifiersEnvironment
 
     return VerifiersEnvironment
