@@ -40,7 +40,7 @@ def leftovers(*arguments, timeout_s=250):
 
 
 @pytest.mark.parametrize("tier", TIERS)
-@pytest.mark.parametrize("number", [300, pytest.param(10_000, marks=slow)])
+@pytest.mark.parametrize("number", [120, pytest.param(10_000, marks=slow)])
 def test_nothing_is_left_of_many_calls(tier, number):
     """No process, not even an ended one; no descriptor, of ours or of the supervisor's; no file and no mount."""
     found = leftovers("many", tier, number, timeout_s=280 if number < 1000 else 3000)
