@@ -89,10 +89,12 @@ class Judge:
         for name in ("timeout_s", "max_concurrency", "max_tokens", "max_characters"):
             if not getattr(self, name) > 0:
                 raise UserError(f"Judge({name}={getattr(self, name)}): must be above 0")
+        if not isinstance(self.request, Mapping):
+            raise UserError(f"Judge(request={self.request!r:.200}): must be a dict of the request's fields")
         if taken := sorted({"model", "messages", "stream", "n"} & self.request.keys()):
             raise UserError(f"Judge(request=...): {', '.join(taken)}: the judge's own affair; leave it out")
         try:
-            json.dumps(self.request)
+            json.dumps(dict(self.request), allow_nan=False)
         except (TypeError, ValueError) as error:
             raise UserError(f"Judge(request={self.request!r:.200}): must be JSON: {error}") from error
 

@@ -12,6 +12,7 @@ import inspect
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from lockstep.rollout.concurrency import Late, in_thread, together, within
@@ -53,8 +54,8 @@ class Reward:
     timeout_s: float = 10.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.weight):
-            raise UserError(f"Reward({self.name!r}, weight={self.weight}): must be finite; 0 measures without a say")
+        if not isinstance(self.weight, Real) or not math.isfinite(self.weight):
+            raise UserError(f"Reward({self.name!r}, weight={self.weight!r}): must be a finite number; 0 only measures")
         if not self.timeout_s > 0:
             raise UserError(f"Reward({self.name!r}, timeout_s={self.timeout_s}): must be above 0; 10 is usual")
 

@@ -180,6 +180,8 @@ def test_any_text_comes_back_from_its_object(shown):
     [
         ({"request": {"messages": [], "n": 2}}, r"messages, n: the judge's own affair"),
         ({"request": {"seed": {1}}}, "must be JSON"),
+        ({"request": {"seed": float("nan")}}, "must be JSON"),
+        ({"request": ["seed"]}, r"request=\['seed'\]\): must be a dict of the request's fields"),
         ({"url": "localhost:8000/v1"}, "url='localhost:8000/v1'\\): must be http"),
         ({"url": "http://host:8124/v1?a=b"}, "url='http://host:8124/v1'"),
         ({"url": f"https://user:{KEY}@host/v1"}, "url='https://host/v1'"),

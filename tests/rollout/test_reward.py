@@ -106,7 +106,8 @@ def test_infrastructure_inside_a_group_is_seen():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weight": float("nan")}, r"Reward\('length', weight=nan\): must be finite"),
+        ({"weight": float("nan")}, r"Reward\('length', weight=nan\): must be a finite number"),
+        ({"weight": "1"}, r"Reward\('length', weight='1'\): must be a finite number"),
         ({"weight": float("inf")}, "weight=inf"),
         ({"timeout_s": 0}, r"timeout_s=0\): must be above 0"),
     ],

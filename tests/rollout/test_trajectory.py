@@ -624,6 +624,20 @@ def test_a_start_that_comes_too_late_is_closed(how, monkeypatch):
     assert asyncio.run(play()) == [("closed", "mine")]
 
 
+async def cancelled_while_closing(environment):
+    """Run an attempt, cancel it within `close`, then let that go on. Gives back whether the attempt ended cancelled."""
+    environment.closing, environment.release = asyncio.Event(), asyncio.Event()
+    made = attempt(environment)
+    made.policy = dataclasses.replace(made.policy, engine=ScriptedEngine([[20, STOP]]))
+    running = asyncio.create_task(made.run())
+    await environment.closing.wait()
+    running.cancel()
+    await asyncio.sleep(0)
+    environment.release.set()
+    await asyncio.gather(running, return_exceptions=True)
+    return running.cancelled()
+
+
 def test_a_close_goes_on_when_the_attempt_is_cancelled():
     class Slow(Environment):
         async def close(self, state):
@@ -633,16 +647,7 @@ def test_a_close_goes_on_when_the_attempt_is_cancelled():
 
     async def play():
         environment = Slow(step=OSError("disk"))
-        environment.closing, environment.release = asyncio.Event(), asyncio.Event()
-        made = attempt(environment)
-        made.policy = dataclasses.replace(made.policy, engine=ScriptedEngine([[20, STOP]]))
-        running = asyncio.create_task(made.run())
-        await environment.closing.wait()
-        running.cancel()
-        await asyncio.sleep(0)
-        environment.release.set()
-        await asyncio.gather(running, return_exceptions=True)
-        return running.cancelled(), environment.log
+        return await cancelled_while_closing(environment), environment.log
 
     assert asyncio.run(play()) == (True, ["start", "step", "closed"])
 
@@ -660,16 +665,7 @@ def test_a_close_that_fails_after_a_cancellation_is_not_written_over_the_screen(
     async def play():
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context["message"]))
         environment = Broken(step=OSError("disk"))
-        environment.closing, environment.release = asyncio.Event(), asyncio.Event()
-        made = attempt(environment)
-        made.policy = dataclasses.replace(made.policy, engine=ScriptedEngine([[20, STOP]]))
-        running = asyncio.create_task(made.run())
-        await environment.closing.wait()
-        running.cancel()
-        await asyncio.sleep(0)
-        environment.release.set()
-        await asyncio.gather(running, return_exceptions=True)
-        del running, made
+        await cancelled_while_closing(environment)
         gc.collect()
 
     asyncio.run(play())
